@@ -1,0 +1,1 @@
+"""Layers, neurons and the network families."""

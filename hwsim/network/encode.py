@@ -1,0 +1,42 @@
+"""Images to spikes: signed Poisson, direct and repeat coding.
+
+The image stays one tensor x_BCHW, normalized by mean and standard deviation; time is made here, never in a data set.
+
+T steps, B batch, C channels, H W image.
+"""
+
+import torch
+
+ENCODINGS = ("poisson", "direct", "repeat")
+
+
+def poisson_spikes(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Signed Poisson spikes for given uniform draws.
+
+        s = sign(x) [2u <= |x|],   u ~ U[0, 1)   so that   P(|s| = 1) = min(1, |x| / 2),  E[s] = clip(x, -2, 2) / 2
+
+    x: normalized image; u: uniform draws whose shape broadcasts with x's. Returns -1, 0 or 1.
+    Source: BNTT, arXiv 2010.01729, as in its published code: the image is normalized, so spikes carry a sign.
+
+    >>> poisson_spikes(torch.tensor([-1.0, 0.0, 3.0]), torch.tensor([0.5, 0.0, 0.9])).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    return torch.where(2 * u <= x.abs(), x.sign(), torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def encode(x_BCHW: torch.Tensor, steps: int, how: str, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A batch of images as input over time.
+
+    poisson: [T, B, C, H, W] fresh signed spikes at every step, from `generator` (on x's device).
+    direct:  [1, B, C, H, W] the analog image once; the network computes its first layer once and injects the result at
+             every step ("learned convolutional encoder", Kim et al., ICASSP 2022).
+    repeat:  [T, B, C, H, W] the analog image at every step; the same currents as direct, computed T times.
+    """
+    if how == "direct":
+        return x_BCHW.unsqueeze(0)
+    if how == "repeat":
+        return x_BCHW.unsqueeze(0).expand(steps, *x_BCHW.shape)
+    x = x_BCHW.contiguous(memory_format=torch.channels_last)
+    B, C, H, W = x.shape
+    u = torch.rand(steps, B, H, W, C, generator=generator, dtype=x.dtype, device=x.device).permute(0, 1, 4, 2, 3)
+    return poisson_spikes(x, u)

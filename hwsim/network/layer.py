@@ -1,0 +1,111 @@
+"""Layers of folded networks: convolution and linear with a weight store, and BNTT with the neuron that it feeds.
+
+A layer runs all T steps at once: time is folded into the batch for the weights and unfolded for the neuron. `weight` is
+the full-precision master for ever; what the hardware holds is computed by the layer's store when it is used.
+
+T steps, B batch, C channels, N features, H W image.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hwsim.device.store import Ideal
+from hwsim.network.lif import lif_bntt
+
+
+class _EventConvolution(torch.autograd.Function):
+    """A convolution whose input is a multiple of 1/parts: one byte an element is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, weight, padding, parts):
+        codes = (x if parts == 1 else x * parts).to(torch.int8)
+        ctx.save_for_backward(codes, weight)
+        ctx.rest = (padding, parts)
+        return F.conv2d(x, weight, padding=padding)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        codes, weight = ctx.saved_tensors
+        padding, parts = ctx.rest
+        x = codes.to(weight.dtype)
+        if parts != 1:
+            x /= parts
+        need = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        grads = torch.ops.aten.convolution_backward(
+            grad_out, x, weight, None, [1, 1], list(padding), [1, 1], False, [0, 0], 1, need
+        )
+        return grads[0], grads[1], None, None
+
+
+class Conv2d(nn.Conv2d):
+    """3x3-style convolution without bias whose weights lie in a store. Its state_dict is exactly torch.nn.Conv2d's.
+
+    x_TBCHW: [T, B, C, H, W]; returns [T, B, C', H', W'].
+    parts: the input is a whole multiple of 1/parts within +-127/parts (1 for spikes, 4 after 2x2 pooling), so that the
+    backward pass can keep it in one byte; 0 for any real input.
+    """
+
+    store = Ideal()
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, padding: int = 1):
+        super().__init__(inputs, outputs, kernel, padding=padding, bias=False)
+        self.register_buffer("z", None, persistent=False)
+
+    def forward(self, x_TBCHW: torch.Tensor, parts: int = 0) -> torch.Tensor:
+        weight = self.store.read(self).contiguous(memory_format=torch.channels_last)
+        x = x_TBCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        if parts and torch.is_grad_enabled():
+            y = _EventConvolution.apply(x, weight, self.padding, parts)
+        else:
+            y = F.conv2d(x, weight, padding=self.padding)
+        return y.unflatten(0, x_TBCHW.shape[:2])
+
+
+class Linear(nn.Linear):
+    """Linear layer without bias whose weights lie in a store. Its state_dict is exactly torch.nn.Linear's.
+
+    x_TBN: [T, B, N]; returns [T, B, N'].
+    """
+
+    store = Ideal()
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+        self.register_buffer("z", None, persistent=False)
+
+    def forward(self, x_TBN: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_TBN, self.store.read(self))
+
+
+class BNTT(nn.Module):
+    """Batch normalization through time and the LIF neuron that it feeds (the equation stands in `lif.py`).
+
+    `weight`, `running_mean`, `running_var`: [T, C], one row a time step; there is no offset. A network that was trained
+    with T steps has statistics for those T only. Running statistics move by `momentum` towards the batch's mean and
+    *unbiased* variance, as in torch.nn.BatchNorm2d. Source: arXiv 2010.01729 (eps 1e-4, momentum 0.1).
+    """
+
+    eps = 1e-4
+    momentum = 0.1
+
+    def __init__(self, steps: int, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(steps, channels))
+        self.register_buffer("running_mean", torch.zeros(steps, channels))
+        self.register_buffer("running_var", torch.ones(steps, channels))
+        self.register_buffer("num_batches_tracked", torch.zeros(steps, dtype=torch.int64))
+
+    def forward(self, x_TBCHW: torch.Tensor, *, leak: float, threshold: float, pool: int = 1):
+        """Currents to spikes: (spikes [T, B, C, h, w], number of spikes per step before pooling [T])."""
+        settings = {"eps": self.eps, "leak": leak, "threshold": threshold, "pool": pool}
+        if not self.training:
+            out, count, _, _ = lif_bntt(x_TBCHW, self.weight, self.running_mean, self.running_var, **settings)
+            return out, count
+        out, count, mean, var = lif_bntt(x_TBCHW, self.weight, **settings)
+        with torch.no_grad():
+            n = x_TBCHW.shape[1] * x_TBCHW.shape[3] * x_TBCHW.shape[4]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (n / (n - 1)) if n > 1 else var, self.momentum)
+            self.num_batches_tracked += 1
+        return out, count

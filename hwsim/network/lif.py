@@ -1,0 +1,130 @@
+"""The spiking neuron: batch normalization through time, leaky integration, fire, soft reset, for all steps at once.
+
+For every time step t, with per-step mean, var and gain of each channel (BNTT has no offset):
+
+    y_t    = gain_t (x_t - mean_t) / sqrt(var_t + eps)
+    pre_t  = leak u_{t-1} + y_t                            u_{-1} = 0
+    s_t    = [pre_t / threshold - 1 > 0]                   strict; ds/dv by the triangle surrogate
+    u_t    = pre_t - threshold s_t                         soft reset; it carries no gradient
+
+so dL/dpre_t = dL/ds_t ds_t/dpre_t + leak dL/dpre_{t+1}. With batch statistics mean and var depend on x and the usual
+batch-norm terms are added. Source: BNTT, arXiv 2010.01729, as in its published code.
+
+`lif_bntt_reference` is this in plain torch. The fast backends (`lif_cpu`, `lif_cuda`) offer three functions,
+statistics, fire and backward, behind one autograd Function; they keep nothing but x for the backward pass. Which one
+runs is a rule: see `choose`.
+
+T steps, B batch, C channels, H W image, h w image after pooling. fc layers have H = W = 1.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from hwsim.network.surrogate import triangle_step
+
+
+class Backend(NamedTuple):
+    """What computes the neuron, and why it was chosen."""
+
+    name: str
+    reason: str
+    module: ModuleType | None
+
+
+BACKENDS = ("auto", "reference", "cpu", "cuda")
+forced = "auto"
+"""Tests and `hwsim bench` set this to one of `BACKENDS`; `auto` applies the rule of `choose`."""
+
+
+def choose(device: torch.device | str) -> Backend:
+    """The backend for tensors on a device: Triton on CUDA, numba on the CPU, plain torch where those cannot run.
+
+    Never silent: the name and the reason are printed by every run and kept in its manifest.
+    """
+    device = torch.device(device)
+    if forced == "reference":
+        return Backend("reference", "asked for", None)
+    if device.type == "cuda":
+        from hwsim.network import lif_cuda as module
+    elif device.type == "cpu":
+        try:
+            from hwsim.network import lif_cpu as module
+        except ImportError as e:
+            return Backend("reference", f"numba cannot be imported ({e}); slow for large networks", None)
+    else:
+        return Backend("reference", f"there is no kernel for device '{device.type}'", None)
+    runs, reason = module.available()
+    if not runs:
+        return Backend("reference", f"{reason}; slow for large networks", None)
+    return Backend(device.type, reason, module)
+
+
+def lif_bntt_reference(
+    x_TBCHW, gain_TC, mean_TC, var_TC, *, eps: float, leak: float, threshold: float = 1.0, pool: int = 1
+):
+    """The equation above in plain torch, step by step, differentiated by autograd.
+
+    mean_TC, var_TC: statistics to normalize with (biased variance); they may depend on x. pool: 2 averages the spikes
+    over 2x2 after the neuron. Returns (spikes [T, B, C, h, w], number of spikes per step [T], before pooling).
+    """
+    scale = (gain_TC / torch.sqrt(var_TC + eps))[:, None, :, None, None]
+    y = (x_TBCHW - mean_TC[:, None, :, None, None]) * scale
+    u = torch.zeros_like(y[0])
+    spikes = []
+    for y_t in y:
+        pre = leak * u + y_t
+        s = triangle_step(pre / threshold - 1)
+        u = pre - threshold * s.detach()
+        spikes.append(s)
+    s_TBCHW = torch.stack(spikes)
+    count = s_TBCHW.detach().sum((1, 2, 3, 4), dtype=torch.float64).to(torch.int64)
+    if pool > 1:
+        s_TBCHW = F.avg_pool2d(s_TBCHW.flatten(0, 1), pool).unflatten(0, s_TBCHW.shape[:2])
+    return s_TBCHW, count
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gain, mean, var, eps, leak, threshold, pool, backend):
+        training = mean is None
+        if training:
+            mean, var = backend.statistics(x)
+        invstd = 1 / torch.sqrt(var + eps)
+        scale = gain * invstd
+        shift = -mean * scale
+        out, count = backend.fire(x, scale, shift, leak, threshold, pool)
+        ctx.save_for_backward(x, mean, invstd, scale, shift)
+        ctx.rest = (leak, threshold, pool, training, backend)
+        ctx.mark_non_differentiable(count, mean, var)
+        return out, count, mean, var
+
+    @staticmethod
+    def backward(ctx, grad_out, *_):
+        x, mean, invstd, scale, shift = ctx.saved_tensors
+        leak, threshold, pool, training, backend = ctx.rest
+        grad_x, grad_gain = backend.backward(grad_out, x, mean, invstd, scale, shift, leak, threshold, pool, training)
+        return grad_x, grad_gain, None, None, None, None, None, None, None
+
+
+def lif_bntt(
+    x_TBCHW, gain_TC, mean_TC=None, var_TC=None, *, eps: float, leak: float, threshold: float = 1.0, pool: int = 1
+):
+    """Normalize, integrate, fire, reset and pool all steps of a layer, by the backend that `choose` gives.
+
+    mean_TC, var_TC: running statistics (evaluation); None takes those of the batch (training). pool: 1 or 2.
+    Returns (spikes [T, B, C, h, w], spikes per step [T], mean [T, C], biased variance [T, C]).
+    """
+    if pool not in (1, 2):
+        raise ValueError(f"lif_bntt: pool is {pool}; it can be 1 or 2")
+    backend = choose(x_TBCHW.device)
+    if backend.module is None:
+        if mean_TC is None:
+            var_TC, mean_TC = torch.var_mean(x_TBCHW, (1, 3, 4), correction=0)
+        out, count = lif_bntt_reference(
+            x_TBCHW, gain_TC, mean_TC, var_TC, eps=eps, leak=leak, threshold=threshold, pool=pool
+        )
+        return out, count, mean_TC.detach(), var_TC.detach()
+    return _Fused.apply(x_TBCHW, gain_TC, mean_TC, var_TC, eps, leak, threshold, pool, backend.module)

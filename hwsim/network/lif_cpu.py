@@ -1,0 +1,189 @@
+"""The fused BNTT + LIF operation on the CPU: numba kernels, no compiler needed on the user's machine.
+
+The equation and its derivative stand in `lif.py`; this file only computes them in few passes over memory. Tensors are
+channels-last, so that the innermost loop runs over C and the compiler turns it into vector instructions. A program
+walks one image at a time: the membrane of two image rows stays in the first-level cache for all T steps, and the
+backward pass recomputes it there instead of reading a saved one. Sums are kept per image in float64 and added in image
+order, so that the result does not depend on the number of threads.
+
+numba was chosen by measurement: on this operation it equals hand-written C (25 ms against 20-31 ms for 21 million
+neuron-steps forward and backward, 138 ms for the autograd loop), while torch.compile takes 46 ms and needs a compiler.
+The first use compiles for some seconds; the result is cached on disk.
+
+T steps, B batch, C channels, H W image, h w image after pooling.
+"""
+
+import numba
+import numpy as np
+import torch
+
+_SETTINGS = {"parallel": True, "cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@numba.njit(**_SETTINGS)
+def _sums(x_TBHWC, shift_TC, sum_BTC, square_BTC):
+    T, B, H, W, C = x_TBHWC.shape
+    for b in numba.prange(B):
+        for t in range(T):
+            for h in range(H):
+                for w in range(W):
+                    for c in range(C):
+                        d = np.float64(x_TBHWC[t, b, h, w, c]) - shift_TC[t, c]
+                        sum_BTC[b, t, c] += d
+                        square_BTC[b, t, c] += d * d
+
+
+@numba.njit(**_SETTINGS)
+def _fire(x_TBHWC, scale_TC, shift_TC, numbers, pool, out_TBhwC, count_BT):
+    leak, threshold, one, share = numbers[0], numbers[1], numbers[2], numbers[3]
+    zero = one - one
+    T, B, H, W, C = x_TBHWC.shape
+    h_out, w_out = out_TBhwC.shape[2], out_TBhwC.shape[3]
+    for b in numba.prange(B):
+        u = np.empty((2, W, C), x_TBHWC.dtype)
+        for top in range(0, H, 2):
+            rows = min(2, H - top)
+            u[:] = zero
+            for t in range(T):
+                for r in range(rows):
+                    for w in range(W):
+                        y, x = (top + r) // pool, w // pool
+                        inside = y < h_out and x < w_out
+                        first = (top + r) % pool == 0 and w % pool == 0
+                        fired = np.int32(0)
+                        for c in range(C):
+                            pre = leak * u[r, w, c] + (x_TBHWC[t, b, top + r, w, c] * scale_TC[t, c] + shift_TC[t, c])
+                            spike = one if pre / threshold - one > zero else zero
+                            u[r, w, c] = pre - threshold * spike
+                            fired += np.int32(spike)
+                            if inside:
+                                before = zero if first else out_TBhwC[t, b, y, x, c]
+                                out_TBhwC[t, b, y, x, c] = before + share * spike
+                        count_BT[b, t] += fired
+
+
+@numba.njit(**_SETTINGS)
+def _membrane_gradient(
+    grad_TBhwC, x_TBHWC, mean_TC, invstd_TC, scale_TC, shift_TC, numbers, pool, dm_TBHWC, sum_BTC, dot_BTC
+):
+    leak, threshold, one, share, slope = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    zero = one - one
+    T, B, H, W, C = x_TBHWC.shape
+    h_out, w_out = grad_TBhwC.shape[2], grad_TBhwC.shape[3]
+    for b in numba.prange(B):
+        u = np.empty((2, W, C), x_TBHWC.dtype)
+        v = np.empty((T, 2, W, C), x_TBHWC.dtype)
+        total = np.empty(C, x_TBHWC.dtype)
+        dot = np.empty(C, x_TBHWC.dtype)
+        for top in range(0, H, 2):
+            rows = min(2, H - top)
+            u[:] = zero
+            for t in range(T):
+                for r in range(rows):
+                    for w in range(W):
+                        for c in range(C):
+                            pre = leak * u[r, w, c] + (x_TBHWC[t, b, top + r, w, c] * scale_TC[t, c] + shift_TC[t, c])
+                            above = pre / threshold - one
+                            v[t, r, w, c] = above
+                            u[r, w, c] = pre - threshold * (one if above > zero else zero)
+            u[:] = zero  # from here on: the gradient that flows back through the membrane
+            for t in range(T - 1, -1, -1):
+                total[:] = zero
+                dot[:] = zero
+                for r in range(rows):
+                    for w in range(W):
+                        y, x = (top + r) // pool, w // pool
+                        inside = one if y < h_out and x < w_out else zero
+                        y, x = min(y, h_out - 1), min(x, w_out - 1)
+                        for c in range(C):
+                            near = max(zero, one - abs(v[t, r, w, c]))
+                            g = inside * share * grad_TBhwC[t, b, y, x, c]
+                            dm = g * (slope * near / threshold) + leak * u[r, w, c]
+                            u[r, w, c] = dm
+                            dm_TBHWC[t, b, top + r, w, c] = dm
+                            total[c] += dm
+                            dot[c] += dm * ((x_TBHWC[t, b, top + r, w, c] - mean_TC[t, c]) * invstd_TC[t, c])
+                for c in range(C):
+                    sum_BTC[b, t, c] += total[c]
+                    dot_BTC[b, t, c] += dot[c]
+
+
+@numba.njit(**_SETTINGS)
+def _combine(dm_TBHWC, x_TBHWC, by_dm_TC, by_x_TC, plus_TC):
+    T, B, H, W, C = x_TBHWC.shape
+    for b in numba.prange(B):
+        for t in range(T):
+            for h in range(H):
+                for w in range(W):
+                    for c in range(C):
+                        dm_TBHWC[t, b, h, w, c] = (
+                            by_dm_TC[t, c] * dm_TBHWC[t, b, h, w, c]
+                            + by_x_TC[t, c] * x_TBHWC[t, b, h, w, c]
+                            + plus_TC[t, c]
+                        )
+
+
+def available() -> tuple[bool, str]:
+    """Whether this backend can run here, and why."""
+    return True, f"numba {numba.__version__}"
+
+
+def _last(x_TBCHW: torch.Tensor) -> np.ndarray:
+    """The tensor's memory in the order T, B, H, W, C, as numpy; copied only where it lies otherwise."""
+    return x_TBCHW.permute(0, 1, 3, 4, 2).contiguous().numpy()
+
+
+def _empty(like: torch.Tensor, T: int, B: int, C: int, H: int, W: int) -> torch.Tensor:
+    """An uninitialized [T, B, C, H, W] tensor whose memory is channels-last."""
+    return torch.empty(T, B, H, W, C, dtype=like.dtype).permute(0, 1, 4, 2, 3)
+
+
+def _numbers(x: torch.Tensor, leak: float, threshold: float, pool: int, slope: float = 0.0) -> np.ndarray:
+    # One array of the tensor's own type: a Python float in a kernel would turn its arithmetic into float64.
+    return np.array([leak, threshold, 1.0, 1.0 / (pool * pool), slope], _last(x[:0]).dtype)
+
+
+def statistics(x_TBCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance over B, H, W of every time step and channel, summed in float64."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    x = _last(x_TBCHW)
+    T, B, H, W, C = x.shape
+    shift = x[:, 0, 0, 0, :].astype(np.float64)
+    total, square = np.zeros((B, T, C)), np.zeros((B, T, C))
+    _sums(x, shift, total, square)
+    n = B * H * W
+    d = total.sum(0) / n
+    var = np.maximum(square.sum(0) / n - d * d, 0.0)
+    return torch.from_numpy(d + shift).to(x_TBCHW.dtype), torch.from_numpy(var).to(x_TBCHW.dtype)
+
+
+def fire(x_TBCHW, scale_TC, shift_TC, leak: float, threshold: float, pool: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spikes of the normalized currents (2x2 averages of them if `pool` is 2) and the number of spikes per step."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    T, B, C, H, W = x_TBCHW.shape
+    out = _empty(x_TBCHW, T, B, C, H // pool, W // pool)
+    count = np.zeros((B, T), np.int64)
+    numbers = _numbers(x_TBCHW, leak, threshold, pool)
+    _fire(
+        _last(x_TBCHW), scale_TC.contiguous().numpy(), shift_TC.contiguous().numpy(), numbers, pool, _last(out), count
+    )
+    return out, torch.from_numpy(count.sum(0))
+
+
+def backward(grad_out, x_TBCHW, mean_TC, invstd_TC, scale_TC, shift_TC, leak, threshold, pool, training):
+    """Gradients of the currents [T, B, C, H, W] and of the BNTT gains [T, C]; the membrane is recomputed from x."""
+    from hwsim.network.surrogate import TRIANGLE_SLOPE
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    x = _last(x_TBCHW)
+    T, B, H, W, C = x.shape
+    grad_x = _empty(x_TBCHW, T, B, C, H, W)
+    dm, total, dot = _last(grad_x), np.zeros((B, T, C)), np.zeros((B, T, C))
+    numbers = _numbers(x_TBCHW, leak, threshold, pool, TRIANGLE_SLOPE)
+    mean, invstd, scale, shift = (p.contiguous().numpy() for p in (mean_TC, invstd_TC, scale_TC, shift_TC))
+    _membrane_gradient(_last(grad_out), x, mean, invstd, scale, shift, numbers, pool, dm, total, dot)
+    sum_TC, dot_TC = total.sum(0), dot.sum(0)
+    by_x = -scale * invstd * dot_TC / (B * H * W) if training else np.zeros((T, C))
+    plus = -scale * sum_TC / (B * H * W) - by_x * mean if training else np.zeros((T, C))
+    _combine(dm, x, scale, by_x.astype(x.dtype), plus.astype(x.dtype))
+    return grad_x, torch.from_numpy(dot_TC).to(x_TBCHW.dtype)

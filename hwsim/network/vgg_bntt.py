@@ -1,0 +1,162 @@
+"""VGG5, VGG9, VGG11 and VGG19 with BNTT: rate or direct coded, layer by layer over all time steps.
+
+A plan lists the convolutions (3x3, padding 1, no bias) by their channels, "A" where the spikes are averaged over 2x2,
+and "G" where they are averaged over the whole image. After the convolutions: fc1 with BNTT and neuron, and fc2, whose
+outputs are averaged over time. Layers are named conv1 … convN, fc1, fc2; their normalization bntt1 … bnttN, bntt_fc.
+
+Source: BNTT, arXiv 2010.01729, and its hybrid RRAM/SRAM descendant.
+
+T steps, B batch, C channels, H W image, K classes.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hwsim.config import ConfigError
+from hwsim.network.encode import encode
+from hwsim.network.layer import BNTT, Conv2d, Linear
+
+PLANS: dict[str, tuple[tuple[int | str, ...], int]] = {
+    "vgg5": ((64, "A", 128, 128, "A"), 1024),
+    "vgg9": ((64, 64, "A", 128, 128, "A", 256, 256, 256, "A"), 1024),
+    "vgg11": ((64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512, "G"), 4096),
+    "vgg19": ((64, 64, "A", 128, 128, "A", *[256] * 4, "A", *[512] * 4, "A", *[512] * 4, "A"), 1024),
+}
+"""Name → (plan, width of fc1), for 3x32x32 images; `width` multiplies every number."""
+
+
+class VggBntt(nn.Module):
+    """A VGG of spiking neurons with batch normalization through time.
+
+    plan, hidden: as in `PLANS`; hidden is the width of fc1. channels, height, width_px: the input image. steps: T.
+    coding: poisson, direct or repeat (`encode.py`). leak: per-step factor of the membrane. threshold: firing threshold.
+
+    Initial weights: Xavier uniform with gain 2, a = 2 sqrt(6 / (fan_in + fan_out)), drawn from `generator`.
+    Raises `ConfigError` if the plan pools more often than the image allows.
+    """
+
+    def __init__(
+        self,
+        plan: tuple[int | str, ...],
+        hidden: int,
+        *,
+        channels: int,
+        size: tuple[int, int],
+        classes: int,
+        steps: int,
+        coding: str = "poisson",
+        leak: float = 0.95,
+        threshold: float = 1.0,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.steps, self.coding, self.leak, self.threshold = steps, coding, leak, threshold
+        self.blocks: list[tuple[str, str, str]] = []
+        height, width, fan_in = *size, channels
+        for item in plan:
+            if isinstance(item, int):
+                name = str(len(self.blocks) + 1)
+                self.add_module(f"conv{name}", Conv2d(fan_in, item))
+                self.add_module(f"bntt{name}", BNTT(steps, item))
+                self.blocks.append((f"conv{name}", f"bntt{name}", ""))
+                fan_in = item
+                continue
+            conv, bntt, _ = self.blocks[-1]
+            self.blocks[-1] = (conv, bntt, item)
+            height, width = (1, 1) if item == "G" else (height // 2, width // 2)
+            if min(height, width) < 1:
+                pools = sum(i == "A" for i in plan)
+                raise ConfigError(
+                    [
+                        f"net: this plan halves the image {pools} times; it needs {2**pools}x{2**pools} pixels, "
+                        f"the data have {size[0]}x{size[1]}. Take a network with fewer pools"
+                    ]
+                )
+        self.fc1 = Linear(fan_in * height * width, hidden)
+        self.bntt_fc = BNTT(steps, hidden)
+        self.fc2 = Linear(hidden, classes)
+        self._initialize(generator)
+
+    def _initialize(self, generator: torch.Generator | None) -> None:
+        for layer in self.modules():
+            if isinstance(layer, Conv2d | Linear):
+                field = math.prod(layer.weight.shape[2:])
+                bound = 2.0 * math.sqrt(6.0 / (field * (layer.weight.shape[0] + layer.weight.shape[1])))
+                with torch.no_grad():
+                    layer.weight.uniform_(-bound, bound, generator=generator)
+
+    def encode(self, x_BCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Input over time, [T, B, C, H, W] or, for direct coding, [1, B, C, H, W]."""
+        return encode(x_BCHW, self.steps, self.coding, generator)
+
+    def forward(self, x_BCHW: torch.Tensor, generator: torch.Generator | None = None, account: bool = False):
+        """(logits [B, K], trace) of normalized images; `generator` draws the spike coding (on x's device)."""
+        return self.run(self.encode(x_BCHW, generator), account)
+
+    def run(self, x_TBCHW: torch.Tensor, account: bool = False):
+        """(logits [B, K], trace) of an encoded input.
+
+        trace: layer → what accounting needs, summed over the batch: `spikes` [T] and `neurons` (an image) of every
+        spiking layer; with `account` also what arrives at it (`_arrivals`). Logits are the mean over T of fc2's
+        outputs.
+        """
+        trace: dict[str, dict] = {}
+        parts = 1 if self.coding == "poisson" else 0
+        for conv_name, bntt_name, pool in self.blocks:
+            conv = self.get_submodule(conv_name)
+            here = trace[conv_name] = _arrivals(conv, x_TBCHW) if account else {}
+            current = conv(x_TBCHW, parts)
+            here["neurons"] = math.prod(current.shape[2:])
+            current = current.expand(self.steps, *current.shape[1:])  # direct coding: one current for all steps
+            neuron = {"leak": self.leak, "threshold": self.threshold, "pool": 2 if pool == "A" else 1}
+            x_TBCHW, here["spikes"] = self.get_submodule(bntt_name)(current, **neuron)
+            if pool == "G":
+                x_TBCHW = x_TBCHW.mean((3, 4), keepdim=True)
+            parts = {"": 1, "A": 4, "G": 0}[pool]
+        # fc1 counts its inputs in the order channel, row, column: the reference's order, so that checkpoints fit.
+        x_TBN = x_TBCHW.flatten(2)
+        here = trace["fc1"] = _arrivals(self.fc1, x_TBN) if account else {}
+        current = self.fc1(x_TBN)[..., None, None]
+        here["neurons"] = current.shape[2]
+        spikes, here["spikes"] = self.bntt_fc(current, leak=self.leak, threshold=self.threshold)
+        x_TBN = spikes.flatten(2)
+        trace["fc2"] = _arrivals(self.fc2, x_TBN) if account else {}
+        # fc2 is linear, so its mean over time is fc2 of the mean.
+        return self.fc2(x_TBN.mean(0)), trace
+
+    def losses(self, x_BCHW: torch.Tensor, y_B: torch.Tensor, generator: torch.Generator | None = None) -> Iterator:
+        """One loss a batch (backpropagation through time): mean cross-entropy of the logits."""
+        logits, _ = self(x_BCHW, generator)
+        yield F.cross_entropy(logits, y_B)
+
+
+def _arrivals(layer: nn.Module, x_TB: torch.Tensor) -> dict:
+    """What arrives at a layer, counted by place: spikes (|x| = 1) and other nonzero values, summed over B and channels.
+
+    For a convolution the counts are maps [T, H, W], because an input at the border reaches fewer neurons; for a linear
+    layer they are [T]. `weight_shape` and `padding` tell the fan-out.
+    """
+    x = x_TB.detach()
+    over = (1, 2)
+    unit, other = x.abs() == 1, x != 0
+    return {
+        "unit": unit.sum(over),
+        "fractional": (other & ~unit).sum(over),
+        "weight_shape": tuple(layer.weight.shape),
+        "padding": layer.padding if isinstance(layer, Conv2d) else None,
+        "image": tuple(x.shape[3:]),
+    }
+
+
+def build(name: str, *, width: float = 1.0, **settings) -> VggBntt:
+    """The network of a name in `PLANS` with every width multiplied by `width` (at least one channel)."""
+    plan, hidden = PLANS[name]
+
+    def scaled(n: int) -> int:
+        return max(1, round(n * width))
+
+    return VggBntt(tuple(i if isinstance(i, str) else scaled(i) for i in plan), scaled(hidden), **settings)

@@ -1,0 +1,1 @@
+"""Recipes: their settings, stages and runs."""

@@ -1,0 +1,84 @@
+"""Files of a run that must survive anything: written whole or not at all, checked when read.
+
+Weights are safetensors; what belongs to them (epoch, metrics so far) rides in the same file's header, so that one
+rename makes both valid. Nothing here unpickles.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from hwsim.config import RunError
+
+FORMAT = 1
+"""Version of the run folder's layout; a folder of another version is refused."""
+
+
+def write_whole(path: Path, payload: bytes) -> None:
+    """Write to a temporary name, flush to disk, rename. An interruption leaves the old file or the new one."""
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    try:
+        with part.open("wb") as f:
+            f.write(payload)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of readable JSON."""
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file of a run; `RunError` names it if it is damaged or of another version."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, OSError) as e:
+        raise RunError(f"{path}: cannot be read ({e}); delete {path.parent} to do this stage again") from None
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != FORMAT:
+        raise RunError(f"{path}: written in format {found}, this hwsim reads {FORMAT}; use another --runs folder")
+    return value
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict) -> str:
+    """Save tensors and a JSON-like `about` in one safetensors file; returns the file's sha256."""
+    held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    payload = safetensors.torch.save(held, {"hwsim": json.dumps({"format": FORMAT, **about})})
+    write_whole(path, payload)
+    return hashlib.sha256(payload).hexdigest()
+
+
+def load_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, about) of `save_tensors`.
+
+    sha256: what the file must be; None skips this check. Raises `RunError` naming the file if it is missing, truncated,
+    changed, or of another version.
+    """
+    again = f"delete {path.parent} to do this stage again"
+    try:
+        payload = path.read_bytes()
+    except OSError as e:
+        raise RunError(f"{path}: cannot be read: {e.strerror}; {again}") from None
+    found = hashlib.sha256(payload).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise RunError(f"{path}: sha256 is {found[:12]}…, but {sha256[:12]}… was written: damaged or changed; {again}")
+    try:
+        tensors = safetensors.torch.load(payload)
+        with safetensors.safe_open(path, "pt") as f:
+            about = json.loads((f.metadata() or {}).get("hwsim", "{}"))
+    except (safetensors.SafetensorError, ValueError) as e:
+        raise RunError(f"{path}: not a whole safetensors file ({e}); {again}") from None
+    if about.get("format") != FORMAT:
+        raise RunError(f"{path}: written in format {about.get('format')}, this hwsim reads {FORMAT}; train it again")
+    return tensors, about

@@ -1,0 +1,102 @@
+"""Accuracy over chips: each chip is drawn once and held for the whole test set; mean, spread and 95 % interval.
+
+Chips are drawn by CPU generators, so the same seed gives the same chips on CPU and CUDA, to every network of one shape
+and at every scale: differences between networks are measured chip by chip. The spike coding is drawn anew for every
+chip, so the interval holds the coding's scatter too, and a scale of 0 shows that scatter alone.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from hwsim.data.image import ImageData, Split, batches, normalize
+from hwsim.device.store import clear, draw
+from hwsim.recipe.randomness import generator
+from hwsim.recipe.settings import Evaluate
+
+
+class Interval(NamedTuple):
+    """A mean over n independent values with its 95 % confidence interval (Student's t)."""
+
+    n: int
+    mean: float
+    std: float
+    low: float
+    high: float
+    minimum: float
+
+
+def interval(values: list[float]) -> Interval:
+    """Mean, standard deviation (n - 1), and mean -+ t_{0.975, n-1} std / sqrt(n) of the values.
+
+    A single value has no spread: std, low and high are nan.
+
+    >>> [round(v, 4) for v in interval([0.9, 0.8, 1.0])[1:5]]
+    [0.9, 0.1, 0.6516, 1.1484]
+    """
+    from scipy.stats import t
+
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return Interval(1, mean, math.nan, math.nan, math.nan, mean)
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = float(t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return Interval(n, mean, std, mean - half, mean + half, min(values))
+
+
+class Tested(NamedTuple):
+    """What one pass over a split gave."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+
+@torch.no_grad()
+def measure(
+    net,
+    split: Split,
+    data: ImageData,
+    coding: torch.Generator,
+    *,
+    batch_size: int,
+    drop_last: bool = False,
+    before_batch: Callable[[], None] | None = None,
+) -> Tested:
+    """One pass in evaluation mode. Accuracy is over images, or with drop_last over the complete batches."""
+    net.eval()
+    device = next(net.parameters()).device
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    seen = 0
+    for images, labels in batches(split, batch_size, None, drop_last):
+        if before_batch is not None:
+            before_batch()
+        x, y = normalize(images.to(device), data.mean, data.std), labels.to(device)
+        logits, _ = net(x, coding)
+        correct += (logits.argmax(1) == y).sum()
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        seen += len(y)
+    return Tested(int(correct) / seen, float(loss) / seen, seen)
+
+
+def over_chips(net, data: ImageData, stage: Evaluate, seed: int, done: Callable[[int], None]) -> Iterator[dict]:
+    """Test accuracy of a network, whose stores are placed already, on each of the stage's chips; one row a chip."""
+    device = next(net.parameters()).device
+    for chip in range(stage.chips):
+        cells = generator(seed, "chips", chip)
+        coding = generator(seed, "batches", "test", chip, device=device)
+        draw(net, cells)
+        redraw = partial(draw, net, cells) if stage.redraw == "batch" else None
+        tested = measure(
+            net, data.test, data, coding,
+            batch_size=stage.batch_size, drop_last=stage.drop_last,
+            before_batch=redraw,
+        )  # fmt: skip
+        clear(net)
+        done(tested.images)
+        yield {"chip": chip, "accuracy": tested.accuracy, "images": tested.images}

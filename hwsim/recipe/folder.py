@@ -1,0 +1,122 @@
+"""A run's folder: one writer at a time, finished stages that are found again by their content, a manifest.
+
+runs/<recipe>-<key>/
+    recipe.yaml  manifest.json  metrics.csv  accuracy.csv  chips.csv  energy.csv  sparsity.csv  summary.md  *.png
+    <stage>/stage.json                       what the stage was asked (key), its rows, the sha256 of its files
+    <stage>/weights.safetensors              a trained network (resume.safetensors while it trains)
+
+`stage.json` is written last: a stage is finished when it is there. A stage whose key is found in another run of the
+same `--runs` folder is taken from there.
+"""
+
+import hashlib
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from hwsim.config import RunError
+from hwsim.recipe.checkpoint import FORMAT, read_json, write_json, write_whole
+from hwsim.recipe.progress import Progress
+
+WEIGHTS = "weights.safetensors"
+
+
+class Folder:
+    """The folder of one run."""
+
+    def __init__(self, runs: Path, name: str, key: str):
+        self.runs, self.path = runs, runs / f"{name}-{key[:8]}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as e:
+            raise RunError(
+                f"--runs {runs}: cannot be written: {e.strerror}; give a folder that can, with --runs"
+            ) from None
+
+    @contextmanager
+    def locked(self, progress: Progress):
+        """Hold the folder; a second process on the same run waits until the first has finished, and reuses its work."""
+        with (self.path / ".lock").open("a+") as lock:
+            if not _try_lock(lock):
+                progress.say(f"{self.path}: another hwsim works on this run; waiting for it")
+                while not _try_lock(lock):
+                    time.sleep(0.5)
+            yield
+
+    def write(self, name: str, payload: bytes) -> None:
+        """A file of the run, whole or not at all."""
+        write_whole(self.path / name, payload)
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage, made if need be."""
+        path = self.path / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def finished(self, stage: str, key: str) -> tuple[dict, Path] | None:
+        """(stage.json, the folder it lies in) of a finished stage with this key, here or in another run.
+
+        Raises `RunError` if the stage here is damaged, or its files are not what was written.
+        """
+        own = self.path / stage / "stage.json"
+        if own.exists():
+            record = read_json(own)
+            if record["key"] != key:
+                raise RunError(f"{own}: belongs to other settings; delete {own.parent} to do this stage again")
+            verify(own.parent, record)
+            return record, own.parent
+        for other in sorted(self.runs.glob("*/*/stage.json")):
+            try:
+                record = read_json(other)
+                if record["key"] == key:
+                    verify(other.parent, record)
+                    return record, other.parent
+            except RunError:
+                continue  # a damaged stage of another run is that run's matter
+        return None
+
+    def finish(self, stage: str, record: dict) -> None:
+        """Mark a stage as finished and drop what only an interrupted one needs."""
+        folder = self.stage(stage)
+        files = {p.name: _sha256(p) for p in sorted(folder.glob(WEIGHTS))}
+        write_json(folder / "stage.json", {"format": FORMAT, **record, "files": files})
+        for leftover in (*folder.glob("resume.*"), *folder.glob("*.part*")):
+            leftover.unlink()
+
+
+def verify(folder: Path, record: dict) -> None:
+    """Refuse a stage whose files are missing or changed."""
+    for name, sha256 in record["files"].items():
+        path = folder / name
+        found = _sha256(path) if path.exists() else None
+        if found != sha256:
+            what = "is missing" if found is None else f"has sha256 {found[:12]}…, but {sha256[:12]}… was written"
+            raise RunError(f"{path}: {what}: damaged or changed; delete {folder} to do this stage again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _try_lock(file) -> bool:
+    """An exclusive lock that the system drops when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

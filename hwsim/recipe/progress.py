@@ -1,0 +1,49 @@
+"""What a run tells while it works: a live bar on a terminal, plain lines elsewhere, nothing with `--quiet`."""
+
+import sys
+import time
+from contextlib import contextmanager
+
+
+class Progress:
+    """Messages to standard error, so that standard output holds only results."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.live = not quiet and sys.stderr.isatty()
+        self._bar = None
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str = "images"):
+        """A piece of work of `total` units; yields `advance(n, text)`. Off a terminal nothing is shown but `say`."""
+        if not self.live:
+            yield lambda n, text="": None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Bar(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True) as bar:
+            self._bar = bar
+            task, start, done = bar.add_task(title, total=total, text=""), time.monotonic(), 0
+
+            def advance(n: int, text: str = "") -> None:
+                nonlocal done
+                done += n
+                rate = done / max(time.monotonic() - start, 1e-9)
+                bar.update(task, advance=n, text=f"{text} {rate:,.0f} {unit}/s")
+
+            try:
+                yield advance
+            finally:
+                self._bar = None

@@ -1,0 +1,1 @@
+"""Recipes, shipped as data: one YAML file each."""
