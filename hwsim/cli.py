@@ -1,11 +1,13 @@
 """The command line. Options of a recipe come from its YAML; torch is imported only by commands that compute.
 
 Exit codes: 0 done, 1 a defect of hwsim (with traceback), 2 something the user can mend (one line each), 130
-interrupted.
+interrupted, 141 nobody reads the output any more (`| head`).
 """
 
 import errno
 import json
+import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,20 @@ import click
 
 from hwsim import __version__
 
-MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
-"""System errors that are the surroundings' matter: full disk, missing permission."""
+MENDABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENOENT,
+    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOMEM,
+}  # fmt: skip
+"""System errors that are the surroundings' matter: full disk, missing permission, a folder that is not there."""
 
 
 def main() -> None:
     """Run the command line and turn mistakes into one line each."""
+    # torch then asks for huge pages: large tensors cost a fifth less time. Set before torch is imported, or not at all.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to stop
     try:
         code = cli.main(prog_name="hwsim", standalone_mode=False)
     except click.ClickException as e:
@@ -28,6 +38,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; finished epochs are kept, the same command goes on from there", err=True)
         code = 130
+    except SystemExit as e:  # click's answer to a pipe that nobody reads, and its end after shell completion
+        code = e.code if "_HWSIM_COMPLETE" in os.environ else 141
     except OSError as e:
         if e.errno not in MENDABLE:
             raise
@@ -51,6 +63,8 @@ def _mendable(e: Exception) -> str | None:
 
     if isinstance(e, UserError):
         return str(e)
+    if isinstance(e, MemoryError) or "DefaultCPUAllocator" in str(e):
+        return "the memory is full; lower --batch-size, --width or --steps"
     if type(e).__name__ == "OutOfMemoryError":
         return "the GPU's memory is full; lower --batch-size, --width or --steps, or use --device cpu"
     if type(e).__name__ == "SafetensorError" and "os error 28" in str(e).lower():
@@ -79,10 +93,10 @@ class _Recipes(click.Group):
         return recipe_names()
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        from hwsim.recipe.options import recipe_command
         from hwsim.recipe.resolve import recipe_document
 
-        _, document = recipe_document(name)
-        return _recipe_command(name, document)
+        return recipe_command(name, recipe_document(name)[1], _run)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         return args[0], self.get_command(ctx, args[0]), args[1:]
@@ -103,118 +117,15 @@ def recipe(ctx: click.Context) -> None:
     click.echo("\nhwsim recipe NAME --help lists a recipe's options; hwsim recipe NAME runs it.")
 
 
-_COMMON = [
-    click.Option(
-        ["--set", "sets"], multiple=True, metavar="PLACE=VALUE", help="Set any place of the recipe; may be repeated."
-    ),
-    click.Option(["--seed"], metavar="N", help="Seed of initial weights, batches and chips."),
-    click.Option(["--device", "compute"], metavar="auto|cpu|cuda", help="Where to compute."),
-    click.Option(["--runs"], default="runs", show_default=True, metavar="DIR", help="Folder of the runs."),
-    click.Option(
-        ["--from", "from_run"], metavar="RUN", help="Start from a finished run's network in place of the first stage."
-    ),
-    click.Option(["--smoke"], is_flag=True, help="Make everything tiny, to see that it runs."),
-    click.Option(["--faithful"], is_flag=True, help="Do as the reference code does, defects included."),
-    click.Option(["--show"], is_flag=True, help="Print the resolved recipe, runnable again, and stop."),
-    click.Option(["--quiet"], is_flag=True, help="Print only the result."),
-    click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."),
-]
-
-
-def _recipe_command(name: str, document) -> click.Command:
-    """The command of a recipe document."""
-    from hwsim.config import ConfigError
-
-    declared = document.data.get("options") if isinstance(document.data, dict) else None
-    options = {}
-    for option, how in (declared if isinstance(declared, dict) else {}).items():
-        if not isinstance(how, dict) or not isinstance(how.get("sets"), list) or not how["sets"]:
-            raise ConfigError(
-                [f"{document.where(('options', option))}: options.{option}: needs sets: [place, …] and help"]
-            )
-        if option in {o.name for o in _COMMON} | {"set", "device", "from", "json"}:
-            raise ConfigError(
-                [f"{document.where(('options', option))}: options.{option}: every recipe has --{option} already"]
-            )
-        options[option] = _option(option, how, document)
-
-    def run(**values: Any) -> None:
-        given = {o: values[v.name] for o, v in options.items() if values[v.name] not in (None, False)}
-        _run(name, {o: _parsed(o, v, declared[o], document) for o, v in given.items()}, values)
-
-    data = document.data if isinstance(document.data, dict) else {}
-    time, expected = data.get("time", "not measured"), data.get("expected", "not stated")
-    about = f"{data.get('title', name)}\n\nTime: {time}. Expected: {expected}."
-    return click.Command(
-        name, params=[*options.values(), *_COMMON], callback=run, help=about, short_help=data.get("title")
-    )
-
-
-def _option(name: str, how: dict, document) -> click.Option:
-    from hwsim.config import field_at
-    from hwsim.recipe.resolve import place_of
-    from hwsim.recipe.settings import Recipe
-
-    place = place_of(how["sets"][0])
-    found = field_at(Recipe, document.data, place)
-    if found is not None and found.annotation is bool:
-        return click.Option([f"--{name}"], is_flag=True, help=how.get("help"))
-    default: Any = document.data
-    for step in place:
-        default = default.get(step) if isinstance(default, dict) else None
-    if default is None and found is not None and not found.is_required():
-        default = found.get_default(call_default_factory=True)
-    choices = how.get("choices") or _literals(found.annotation if found else None)
-    text = how.get("help", "") + (f"  [default: {_spoken(default)}]" if default is not None else "")
-    return click.Option([f"--{name}"], metavar="|".join(map(str, choices)) if choices else "VALUE", help=text)
-
-
-def _literals(annotation: Any) -> list:
-    from typing import Literal, get_args, get_origin
-
-    members = [annotation, *get_args(annotation)]
-    return [a for m in members if get_origin(m) is Literal for a in get_args(m)]
-
-
-def _spoken(value: Any) -> str:
-    return (
-        ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, list) else str(value)
-    )
-
-
-def _parsed(name: str, text: Any, how: dict, document) -> Any:
-    """An option's text as a value: a YAML scalar, or a list where the place holds one."""
-    from hwsim.config import field_at, parse_yaml
-    from hwsim.recipe.resolve import place_of
-    from hwsim.recipe.settings import Recipe
-
-    if text is True:
-        return True
-    found = field_at(Recipe, document.data, place_of(how["sets"][0]))
-    if found is not None and "list" in str(found.annotation):
-        return [parse_yaml(part.strip(), f"--{name}").data for part in text.split(",")]
-    return parse_yaml(text, f"--{name}").data
-
-
-def _run(name: str, options: dict[str, Any], values: dict[str, Any]) -> None:
-    from hwsim.config import parse_yaml
+def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> None:
+    """Resolve a recipe and do what the common options (`values`) want with it."""
     from hwsim.recipe.resolve import Request, resolve
 
-    seed = None if values["seed"] is None else parse_yaml(values["seed"], "--seed").data
-    request = Request(
-        name,
-        options,
-        list(values["sets"]),
-        seed,
-        values["compute"],
-        values["from_run"],
-        values["smoke"],
-        values["faithful"],
-    )
-    resolved = resolve(request)
-    from hwsim.recipe.show import shown
-
+    asked = {k: values[k] for k in ("seed", "compute", "from_run", "smoke", "faithful")}
+    resolved = resolve(Request(name, options, list(values["sets"]), **asked))
     if values["show"]:
+        from hwsim.recipe.show import shown
+
         click.echo(shown(resolved), nl=False)
         return
     from hwsim.recipe.progress import Progress
@@ -225,22 +136,30 @@ def _run(name: str, options: dict[str, Any], values: dict[str, Any]) -> None:
     results = Run(resolved, Path(values["runs"]), Progress(values["quiet"])).execute()
     rows, best = accuracy_rows(results.chips), headline(resolved.recipe, results)
     if values["as_json"]:
-        click.echo(json.dumps({**best, "accuracy": rows}, indent=1))
+        click.echo(json.dumps({**_finite(best), "accuracy": [_finite(r) for r in rows]}, indent=1))
         return
     if rows and not values["quiet"]:
         click.echo(aligned(rows, ACCURACY))
     if rows:
-        click.echo(
-            f"{best['network']} at scale {best['variation_scale']:g}: {100 * best['mean']:.2f} % "
-            f"[{100 * best['ci95_low']:.2f}, {100 * best['ci95_high']:.2f}] over {best['chips']} chips"
-        )
+        low, high, chips = best["ci95_low"], best["ci95_high"], best["chips"]
+        over = f" [{100 * low:.2f}, {100 * high:.2f}] over {chips} chips" if chips > 1 else " on one chip"
+        click.echo(f"{best['network']} at scale {best['variation_scale']:g}: {100 * best['mean']:.2f} %{over}")
     click.echo(f"{results.folder / 'summary.md'}")
+
+
+def _finite(row: dict) -> dict:
+    """JSON has no nan: what cannot be known (the spread of one chip) is null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 @cli.command()
 @click.argument("card", required=False)
 @click.option("--bits", type=int, help="Bits held by one weight.")
-@click.option("--quantizer", help="Rounding of the weights, in place of the card's own.")
+@click.option(
+    "--quantizer",
+    type=click.Choice(["dorefa", "xnor", "ternary"]),
+    help="Rounding of the weights, in place of the card's own.",
+)
 @click.option("--variant", help="Which of the card's tables of spread.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def device(card: str | None, bits: int | None, quantizer: str | None, variant: str | None, as_json: bool) -> None:
@@ -274,18 +193,22 @@ def schema(what: str) -> None:
     from hwsim.device.card import Card
     from hwsim.recipe.settings import Recipe
 
-    click.echo(json.dumps((Recipe if what == "recipe" else Card).model_json_schema(), indent=1))
+    made = (Recipe if what == "recipe" else Card).model_json_schema()
+    click.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made}, indent=1))
 
 
 @cli.command()
 @click.argument("recipe_name", required=False, metavar="[RECIPE]")
 @click.option("--set", "sets", multiple=True, metavar="PLACE=VALUE", help="As in hwsim recipe.")
-@click.option("--device", "compute", metavar="auto|cpu|cuda", help="Where to compute.")
-def doctor(recipe_name: str | None, sets: tuple[str, ...], compute: str | None) -> None:
+@click.option("--from", "from_run", metavar="RUN", help="As in hwsim recipe.")
+@click.option("--device", "compute", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
+def doctor(recipe_name: str | None, sets: tuple[str, ...], from_run: str | None, compute: str | None) -> None:
     """Versions, device, backend and why; with RECIPE also the memory that a run of it needs."""
+    if recipe_name is None and (sets or from_run):
+        raise click.UsageError("--set and --from change a recipe; name one")
     from hwsim.doctor import examine
 
-    click.echo(examine(recipe_name, list(sets), compute))
+    click.echo(examine(recipe_name, list(sets), compute, from_run))
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 Here live the errors that a user can mend (`UserError` and its kinds), the YAML reader that remembers lines, and the
 check of a document against a pydantic model. What the settings *are* is said where they are used: `device/card.py`,
-`recipe/settings.py`.
+`recipe/settings.py`; how a place of a document finds its field: `fields.py`.
 
 A message reads: ``file:line: place: what was found, what is allowed; nearest name``.
 """
@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ import pydantic
 import yaml
 from pydantic_core import ErrorDetails
 
+from hwsim.fields import Place, dotted, fields, model_at, real_place
+
 
 class UserError(ValueError):
     """A mistake that the user can mend. The command line prints it without a traceback and exits with code 2."""
 
 
 class ConfigError(UserError):
-    """One or more mistakes in settings; `messages` holds one line each."""
+    """One or more mistakes in settings; `messages` holds one line each, `places` where `check` found them."""
 
-    def __init__(self, messages: list[str]):
-        self.messages = messages
+    def __init__(self, messages: list[str], places: Sequence[Place] = ()):
+        self.messages, self.places = messages, list(places)
         super().__init__("\n".join(messages))
 
 
@@ -48,19 +51,20 @@ class RunError(UserError):
 
 
 class Settings(pydantic.BaseModel):
-    """Base of every settings model: unknown keys are errors, types are not coerced, values cannot change."""
+    """Base of every settings model: unknown keys are errors, types are not coerced, numbers are finite, all frozen."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-Place = tuple[str | int, ...]
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Document:
     """A YAML document as plain data, and for its places where each value came from (``file:line`` or an option)."""
 
-    def __init__(self, data: Any, source: str, origins: dict[Place, str] | None = None):
+    def __init__(self, data: Any, source: str, origins: dict[Place, str] | None = None, twice: Sequence[str] = ()):
         self.data, self.source, self.origins = data, source, origins or {}
+        self.twice = list(twice)
+        """A message for every key that is written twice in one mapping; `check` reports them with all else."""
 
     def where(self, place: Place) -> str:
         """Where a place, or the nearest enclosing place that is known, came from."""
@@ -70,19 +74,25 @@ class Document:
         return self.source
 
     def set(self, place: Place, value: Any, origin: str) -> None:
-        """Put a value at a place, making the mappings on the way; `origin` is named in messages about it."""
+        """Put a value at a place, making missing mappings on the way; `origin` is named in messages about it.
+
+        Inside something that is no mapping nothing is set: `check` has that to report.
+        """
         here = self.data
-        for step in place[:-1]:
-            if not isinstance(here.get(step), dict):
-                here[step] = {}
-            here = here[step]
+        for i, step in enumerate(place):
+            if isinstance(here, dict):
+                here.setdefault(step, {})
+            elif not (isinstance(here, list) and isinstance(step, int) and step < len(here)):
+                return
+            if i < len(place) - 1:
+                here = here[step]
         here[place[-1]] = value
         for known in [p for p in self.origins if p[: len(place)] == place]:
             del self.origins[known]
         self.origins[place] = origin
 
 
-# YAML 1.2's core schema: only true and false are booleans (so that `on:` stays a word), and 1e-3 is a number.
+# YAML 1.2's core schema: only true and false are booleans (so that `on:` stays a word), 1e-3 is a number, 010 is ten.
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
 
@@ -92,58 +102,68 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|True|T
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d[\d_]*$"), list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:float",
+    lambda loader, node: float(re.sub(r"_|\.(?=[in])", "", node.value, flags=re.IGNORECASE)),
+)
 
 
 def parse_yaml(text: str, source: str) -> Document:
-    """Read one YAML document. `source` names it in messages.
+    """Read one YAML document. `source` names it in messages: a file, or an option (``--set …``), which has no lines.
 
-    Raises `ConfigError` on a syntax error or a key that is written twice in one mapping.
+    Raises `ConfigError` if it is not valid YAML.
     """
     origins: dict[Place, str] = {}
     twice: list[str] = []
 
-    def build(node: yaml.Node, place: Place) -> Any:
-        origins.setdefault(place, f"{source}:{node.start_mark.line + 1}")
+    def at(mark: yaml.Mark | None) -> str:
+        return source if mark is None or source.startswith("--") else f"{source}:{mark.line + 1}"
+
+    def build(node: yaml.Node, place: Place, above: tuple[yaml.Node, ...] = ()) -> Any:
+        origins.setdefault(place, at(node.start_mark))
+        if node in above:
+            raise ConfigError([f"{at(node.start_mark)}: not valid YAML: this anchor contains itself"])
+        above = (*above, node)
         if isinstance(node, yaml.SequenceNode):
-            return [build(child, (*place, i)) for i, child in enumerate(node.value)]
+            return [build(child, (*place, i), above) for i, child in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             out: dict = {}
             for key_node, child in node.value:
-                key = loader.construct_object(key_node)
-                here = f"{source}:{key_node.start_mark.line + 1}"
+                here = at(key_node.start_mark)
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise ConfigError([f"{here}: not valid here: a key must be a word or a number"])
+                key = scalar(key_node)
                 if key in out:
                     twice.append(f"{here}: {dotted((*place, key))}: this key is written twice; keep one of them")
                 origins[(*place, key)] = here
-                out[key] = build(child, (*place, key))
+                out[key] = build(child, (*place, key), above)
             return out
-        return loader.construct_object(node)
+        return scalar(node)
 
-    loader = _Loader(text)
+    def scalar(node: yaml.Node) -> Any:
+        try:
+            return loader.construct_object(node)
+        except ValueError:
+            kind = node.tag.rpartition(":")[2]
+            raise ConfigError([f"{at(node.start_mark)}: not valid YAML: {node.value} is no {kind}"]) from None
+
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         data = None if node is None else build(node, ())
     except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        at = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError([f"{at}: not valid YAML: {getattr(e, 'problem', None) or e}"]) from None
-    finally:
-        loader.dispose()
-    if twice:
-        raise ConfigError(twice)
-    return Document(data, source, origins)
+        problem = getattr(e, "problem", None) or getattr(e, "reason", None) or e
+        raise ConfigError([f"{at(getattr(e, 'problem_mark', None))}: not valid YAML: {problem}"]) from None
+    return Document(data, source, origins, twice)
 
 
-def read_yaml(path: Path) -> Document:
-    """`parse_yaml` of a file."""
+def read_yaml(path: Path, source: str | None = None) -> Document:
+    """`parse_yaml` of a file; `source` is what messages call it, without one its path."""
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        return parse_yaml(path.read_text(encoding="utf-8"), source or str(path))
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError([f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}"]) from None
-
-
-def dotted(place: Place) -> str:
-    """A place as text: ``stages.vat.device.on.0``."""
-    return ".".join(str(p) for p in place)
 
 
 def nearest(word: str, allowed) -> str:
@@ -162,15 +182,24 @@ def nearest(word: str, allowed) -> str:
 def check(model: type[pydantic.BaseModel], document: Document) -> Any:
     """The document as an instance of `model`, or a `ConfigError` with one line for every mistake in it."""
     try:
-        return model.model_validate(document.data)
+        value, errors = model.model_validate(document.data), []
     except pydantic.ValidationError as e:
-        raise ConfigError([_line(model, document, error) for error in e.errors()]) from None
+        value, errors = None, e.errors()
+    if not errors and not document.twice:
+        return value
+    places = [_place(document, error) for error in errors]
+    lines = [_line(model, document, *each) for each in zip(places, errors, strict=True)]
+    raise ConfigError([*document.twice, *lines], places)
 
 
-def _line(model: type[pydantic.BaseModel], document: Document, error: ErrorDetails) -> str:
-    place = tuple(p for p in error["loc"] if not (isinstance(p, str) and p.startswith("function-")))
-    kind, found = error["type"], error["input"]
-    place = _real_place(document.data, place)
+def _place(document: Document, error: ErrorDetails) -> Place:
+    place = tuple(p for p in error["loc"] if p != "[key]" and not str(p).startswith("function-"))
+    place = real_place(document.data, place)
+    return (*place, "do") if error["type"].startswith("union_tag") else place
+
+
+def _line(model: type[pydantic.BaseModel], document: Document, place: Place, error: ErrorDetails) -> str:
+    kind, found, about = error["type"], error["input"], error.get("ctx", {})
     owner = model_at(model, document.data, place[:-1])
     at = f"{document.where(place)}: {dotted(place) or 'document'}: "
     if kind == "extra_forbidden":
@@ -178,14 +207,31 @@ def _line(model: type[pydantic.BaseModel], document: Document, error: ErrorDetai
     if kind == "missing":
         return at + "this is missing and has no default"
     if kind == "value_error":
-        return at + str(error["ctx"]["error"])
+        return at + str(about["error"])
+    if kind == "invalid_key" or "[key]" in error["loc"]:
+        return at + f"a key here must be text, found {_shown(place[-1])}; put it in quotes"
+    if kind == "union_tag_not_found":
+        return at + "this is missing; it says what the stage does: train, load, evaluate, account"
+    if kind == "union_tag_invalid":
+        return at + _choice(about["tag"], about["expected_tags"])
+    if kind in ("literal_error", "enum"):
+        return at + _choice(found, about["expected"])
     if kind.endswith("_type") or kind.endswith("_parsing"):
         hint = "; take the quotes off" if isinstance(found, str) and _NUMBER.match(found) else ""
         return at + f"expected {_expected(error)}, found {_shown(found)}{hint}"
-    if kind in ("literal_error", "enum"):
-        allowed = [a.strip("' ") for a in re.split(r", | or ", error["ctx"]["expected"])]
-        return at + f"found {_shown(found)}{nearest(str(found), allowed)} (allowed: {', '.join(allowed)})"
+    bounds = {"greater_than": "above {gt}", "greater_than_equal": "at least {ge}", "less_than": "below {lt}",
+              "less_than_equal": "at most {le}", "finite_number": "finite"}  # fmt: skip
+    if kind in bounds:
+        bound = {k: f"{v:g}" if isinstance(v, float) else v for k, v in about.items()}
+        return at + f"found {_shown(found)}; it must be {bounds[kind].format(**bound)}"
+    if kind == "too_short":
+        return at + f"found {_shown(found)}; at least {about['min_length']} must be given"
     return at + f"found {_shown(found)}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _choice(found: Any, expected: str) -> str:
+    allowed = [a.strip("' ") for a in re.split(r", | or ", expected)]
+    return f"found {_shown(found)}{nearest(str(found), allowed)} (allowed: {', '.join(allowed)})"
 
 
 def _expected(error: ErrorDetails) -> str:
@@ -207,70 +253,6 @@ def _shown(value: Any) -> str:
     kind = {str: "text", bool: "", int: "", float: "", list: "the list", dict: "the mapping", type(None): ""}
     text = json.dumps(value, default=str)
     return f"{kind.get(type(value), '')} {text if len(text) <= 80 else text[:77] + '...'}".strip()
-
-
-def _real_place(data: Any, place: Place) -> Place:
-    """Drop the steps that pydantic adds for unions (the names of their members) from a place."""
-    out: list[str | int] = []
-    for i, step in enumerate(place):
-        in_list = isinstance(data, list) and isinstance(step, int) and step < len(data)
-        if in_list or (isinstance(data, dict) and step in data):
-            data = data[step]
-        elif i < len(place) - 1 or not isinstance(data, dict):
-            continue
-        out.append(step)
-    return tuple(out)
-
-
-def model_at(model: type[pydantic.BaseModel], data: Any, place: Place) -> type[pydantic.BaseModel] | None:
-    """The settings model that governs a place of a document, or None. `data` tells which stage a mapping is."""
-    annotation: Any = model
-    for step in place:
-        owner = _model(annotation, data)
-        if owner is not None:
-            if step not in fields(owner):
-                return None
-            annotation = fields(owner)[str(step)].annotation
-        else:
-            inner = [m.__args__[-1] for m in _members(annotation) if getattr(m, "__args__", ())]
-            if not inner:
-                return None
-            annotation = inner[0]
-        try:
-            data = data[step]
-        except (KeyError, IndexError, TypeError):
-            data = None
-    return _model(annotation, data)
-
-
-def _model(annotation: Any, data: Any) -> type[pydantic.BaseModel] | None:
-    models = [m for m in _members(annotation) if isinstance(m, type) and issubclass(m, pydantic.BaseModel)]
-    if len(models) > 1:  # a union of stages, told apart by their verb
-        verb = data.get("do") if isinstance(data, dict) else None
-        models = [m for m in models if m.model_fields["do"].default == verb]
-    return models[0] if models else None
-
-
-def fields(model: type[pydantic.BaseModel]) -> dict[str, pydantic.fields.FieldInfo]:
-    """The fields of a settings model by the names that files use."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
-
-
-def _members(annotation: Any) -> list:
-    """A union's members (seen through Annotated), or the annotation alone."""
-    origin = getattr(annotation, "__origin__", None)
-    if origin is not None and hasattr(annotation, "__metadata__"):
-        return _members(origin)
-    args = getattr(annotation, "__args__", ())
-    if args and (str(origin) == "typing.Union" or type(annotation).__name__ == "UnionType"):
-        return [m for a in args for m in _members(a)]
-    return [annotation]
-
-
-def field_at(model: type[pydantic.BaseModel], data: Any, place: Place) -> pydantic.fields.FieldInfo | None:
-    """The field that governs a place of a document, or None where there is none."""
-    owner = model_at(model, data, place[:-1])
-    return None if owner is None else fields(owner).get(str(place[-1]))
 
 
 def shipped(folder: str) -> Path:

@@ -2,6 +2,7 @@
 
 import torch
 
+from hwsim.data.release import RELEASES
 from hwsim.network.lif import choose
 from hwsim.recipe import manifest
 from hwsim.recipe.resolve import Request, resolve
@@ -9,9 +10,9 @@ from hwsim.recipe.run import compute_device
 from hwsim.recipe.settings import Recipe, Train
 
 
-def examine(recipe_name: str | None, sets: list[str], compute: str | None) -> str:
+def examine(recipe_name: str | None, sets: list[str], compute: str | None, from_run: str | None = None) -> str:
     """The report as text. Raises `ConfigError` like a run would, for the same mistakes."""
-    resolved = resolve(Request(recipe_name, sets=sets, compute=compute)) if recipe_name else None
+    resolved = resolve(Request(recipe_name, sets=sets, compute=compute, from_run=from_run)) if recipe_name else None
     device = compute_device(resolved.recipe.compute if resolved else compute or "auto")
     backend = choose(device)
     lines = [f"{name:13} {version}" for name, version in manifest.versions().items()]
@@ -24,16 +25,6 @@ def examine(recipe_name: str | None, sets: list[str], compute: str | None) -> st
     if resolved:
         lines.append(f"{'memory':13} {_memory(resolved.recipe, device)}")
     return "\n".join(lines)
-
-
-SHAPES = {
-    "digits": (1, 8, 8),
-    "mnist": (1, 28, 28),
-    "fashion-mnist": (1, 28, 28),
-    "cifar10": (3, 32, 32),
-    "cifar100": (3, 32, 32),
-}
-"""Channels, height and width of each data set's images."""
 
 
 def activation_bytes(neurons: list[int], inputs: list[int], steps: int, batch: int) -> int:
@@ -51,10 +42,11 @@ def activation_bytes(neurons: list[int], inputs: list[int], steps: int, batch: i
 def _memory(recipe: Recipe, device: torch.device) -> str:
     from hwsim.network.vgg_bntt import build
 
-    C, H, W = SHAPES[recipe.data.name]
+    data = RELEASES[recipe.data.name]
+    C, H, W = data.shape_CHW
     with torch.device("meta"):
-        net = build(recipe.net.name, width=recipe.net.width, channels=C, size=(H, W), classes=100, steps=1)
-        net.steps = 1
+        net = build(recipe.net.name, width=recipe.net.width, channels=C, size=(H, W), classes=data.classes,
+                    steps=recipe.net.steps)  # fmt: skip
     neurons, inputs = [], []
     for name, _, pool in net.blocks:
         weight = net.get_submodule(name).weight

@@ -6,36 +6,67 @@ the full-precision master for ever; what the hardware holds is computed by the l
 T steps, B batch, C channels, N features, H W image.
 """
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hwsim.device.store import Ideal
-from hwsim.network.lif import lif_bntt
+from hwsim.network.lif import choose, lif_bntt
+
+_CHUNK = 32
+"""Images whose bytes become floats again at a time, for the weight gradient: they stay in the cache."""
 
 
 class _EventConvolution(torch.autograd.Function):
-    """A convolution whose input is a multiple of 1/parts: one byte an element is kept for the backward pass."""
+    """A convolution whose input is a multiple of 1/parts: one byte an element is kept for the backward pass.
+
+    On the CPU it and the gradient of its input go through `conv_cpu` where that is faster.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, padding, parts):
         codes = (x if parts == 1 else x * parts).to(torch.int8)
         ctx.save_for_backward(codes, weight)
         ctx.rest = (padding, parts)
-        return F.conv2d(x, weight, padding=padding)
+        fast = _fast(x, weight, padding)
+        return F.conv2d(x, weight, padding=padding) if fast is None else fast.winograd(x, weight)
 
     @staticmethod
     def backward(ctx, grad_out):
         codes, weight = ctx.saved_tensors
         padding, parts = ctx.rest
-        x = codes.to(weight.dtype)
-        if parts != 1:
-            x /= parts
-        need = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        grads = torch.ops.aten.convolution_backward(
-            grad_out, x, weight, None, [1, 1], list(padding), [1, 1], False, [0, 0], 1, need
-        )
-        return grads[0], grads[1], None, None
+        grad_x = grad_weight = None
+
+        def gradients(x, grad, need_x, need_weight):
+            need = [need_x, need_weight, False]
+            settings = ([1, 1], list(padding), [1, 1], False, [0, 0], 1)
+            return torch.ops.aten.convolution_backward(grad, x, weight, None, *settings, need)[:2]
+
+        if ctx.needs_input_grad[0]:
+            fast = _fast(grad_out, weight, padding)
+            if fast is None:
+                grad_x = gradients(codes.to(weight.dtype), grad_out, True, False)[0]
+            else:
+                grad_x = fast.input_gradient(grad_out, weight)
+        if ctx.needs_input_grad[1]:
+            chunk = _CHUNK if codes.device.type == "cpu" else len(codes)
+            for start in range(0, len(codes), chunk):
+                x = codes[start : start + chunk].to(weight.dtype)
+                part = gradients(x, grad_out[start : start + chunk], False, True)[1]
+                grad_weight = part if grad_weight is None else grad_weight.add_(part)
+            grad_weight = grad_weight if parts == 1 else grad_weight / parts
+        return grad_x, grad_weight, None, None
+
+
+def _fast(x, weight, padding) -> ModuleType | None:
+    """The CPU's fast convolution, or None where torch's own is to be used (other devices, shapes, float64)."""
+    if choose(x.device).name != "cpu":
+        return None
+    from hwsim.network import conv_cpu
+
+    return conv_cpu if conv_cpu.fits(x, weight, padding) else None
 
 
 class Conv2d(nn.Conv2d):

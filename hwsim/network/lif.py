@@ -70,8 +70,10 @@ def lif_bntt_reference(
     mean_TC, var_TC: statistics to normalize with (biased variance); they may depend on x. pool: 2 averages the spikes
     over 2x2 after the neuron. Returns (spikes [T, B, C, h, w], number of spikes per step [T], before pooling).
     """
-    scale = (gain_TC / torch.sqrt(var_TC + eps))[:, None, :, None, None]
-    y = (x_TBCHW - mean_TC[:, None, :, None, None]) * scale
+    # Folded as in the fast backends, so that equal statistics give equal spikes bit for bit.
+    scale_TC = gain_TC * (1 / torch.sqrt(var_TC + eps))
+    shift_TC = -mean_TC * scale_TC
+    y = x_TBCHW * scale_TC[:, None, :, None, None] + shift_TC[:, None, :, None, None]
     u = torch.zeros_like(y[0])
     spikes = []
     for y_t in y:
@@ -116,9 +118,16 @@ def lif_bntt(
 
     mean_TC, var_TC: running statistics (evaluation); None takes those of the batch (training). pool: 1 or 2.
     Returns (spikes [T, B, C, h, w], spikes per step [T], mean [T, C], biased variance [T, C]).
+    Raises `ValueError` for what does not fit: the kernels do not check where they read.
     """
     if pool not in (1, 2):
         raise ValueError(f"lif_bntt: pool is {pool}; it can be 1 or 2")
+    T, _, C, H, W = x_TBCHW.shape
+    if min(H, W) < pool:
+        raise ValueError(f"lif_bntt: {H}x{W} positions cannot be pooled over {pool}x{pool}")
+    for name, p_TC in (("gains", gain_TC), ("means", mean_TC), ("variances", var_TC)):
+        if p_TC is not None and p_TC.shape != (T, C):
+            raise ValueError(f"lif_bntt: {name} of shape {tuple(p_TC.shape)}, expected {(T, C)}")
     backend = choose(x_TBCHW.device)
     if backend.module is None:
         if mean_TC is None:

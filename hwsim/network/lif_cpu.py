@@ -123,6 +123,14 @@ def _combine(dm_TBHWC, x_TBHWC, by_dm_TC, by_x_TC, plus_TC):
                         )
 
 
+def share_threads() -> None:
+    """Let numba use as many threads as torch. Its first use would otherwise set torch's own number to all cores."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 def available() -> tuple[bool, str]:
     """Whether this backend can run here, and why."""
     return True, f"numba {numba.__version__}"
@@ -145,7 +153,7 @@ def _numbers(x: torch.Tensor, leak: float, threshold: float, pool: int, slope: f
 
 def statistics(x_TBCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance over B, H, W of every time step and channel, summed in float64."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    share_threads()
     x = _last(x_TBCHW)
     T, B, H, W, C = x.shape
     shift = x[:, 0, 0, 0, :].astype(np.float64)
@@ -159,7 +167,7 @@ def statistics(x_TBCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fire(x_TBCHW, scale_TC, shift_TC, leak: float, threshold: float, pool: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Spikes of the normalized currents (2x2 averages of them if `pool` is 2) and the number of spikes per step."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    share_threads()
     T, B, C, H, W = x_TBCHW.shape
     out = _empty(x_TBCHW, T, B, C, H // pool, W // pool)
     count = np.zeros((B, T), np.int64)
@@ -174,7 +182,7 @@ def backward(grad_out, x_TBCHW, mean_TC, invstd_TC, scale_TC, shift_TC, leak, th
     """Gradients of the currents [T, B, C, H, W] and of the BNTT gains [T, C]; the membrane is recomputed from x."""
     from hwsim.network.surrogate import TRIANGLE_SLOPE
 
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    share_threads()
     x = _last(x_TBCHW)
     T, B, H, W, C = x.shape
     grad_x = _empty(x_TBCHW, T, B, C, H, W)

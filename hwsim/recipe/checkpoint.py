@@ -4,6 +4,7 @@ Weights are safetensors; what belongs to them (epoch, metrics so far) rides in t
 rename makes both valid. Nothing here unpickles.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,10 @@ FORMAT = 1
 
 
 def write_whole(path: Path, payload: bytes) -> None:
-    """Write to a temporary name, flush to disk, rename. An interruption leaves the old file or the new one."""
+    """Write to a temporary name, flush to disk, rename. An interruption leaves the old file or the new one.
+
+    Raises `OSError` that names the file if it cannot be written, on a full disk for example.
+    """
     part = path.with_name(f"{path.name}.part{os.getpid()}")
     try:
         with part.open("wb") as f:
@@ -29,8 +33,10 @@ def write_whole(path: Path, payload: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        e.filename = str(path)
         raise
 
 
@@ -39,8 +45,8 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file of a run; `RunError` names it if it is damaged or of another version."""
+def read_json(path: Path, *wanted: str) -> dict:
+    """A JSON file of a run; `RunError` names it if it is damaged, of another version, or lacks a wanted key."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, OSError) as e:
@@ -48,6 +54,8 @@ def read_json(path: Path) -> dict:
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
         raise RunError(f"{path}: written in format {found}, this hwsim reads {FORMAT}; use another --runs folder")
+    if missing := [key for key in wanted if key not in value]:
+        raise RunError(f"{path}: lacks '{missing[0]}': damaged or changed; delete {path.parent} to do this stage again")
     return value
 
 
@@ -82,3 +90,9 @@ def load_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, torch
     if about.get("format") != FORMAT:
         raise RunError(f"{path}: written in format {about.get('format')}, this hwsim reads {FORMAT}; train it again")
     return tensors, about
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of the tensors in a file that `save_tensors` wrote, without reading them."""
+    with safetensors.safe_open(path, "pt") as f:
+        return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118 (not a dict)

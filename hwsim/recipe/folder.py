@@ -2,20 +2,21 @@
 
 runs/<recipe>-<key>/
     recipe.yaml  manifest.json  metrics.csv  accuracy.csv  chips.csv  energy.csv  sparsity.csv  summary.md  *.png
-    <stage>/stage.json                       what the stage was asked (key), its rows, the sha256 of its files
+    <stage>/stage.json                       what the stage was asked (key), its rows, the sha256 of its files; sealed
     <stage>/weights.safetensors              a trained network (resume.safetensors while it trains)
 
 `stage.json` is written last: a stage is finished when it is there. A stage whose key is found in another run of the
 same `--runs` folder is taken from there.
 """
 
+import errno
 import hashlib
 import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from hwsim.config import RunError
+from hwsim.config import RunError, content_hash
 from hwsim.recipe.checkpoint import FORMAT, read_json, write_json, write_whole
 from hwsim.recipe.progress import Progress
 
@@ -41,10 +42,17 @@ class Folder:
     def locked(self, progress: Progress):
         """Hold the folder; a second process on the same run waits until the first has finished, and reuses its work."""
         with (self.path / ".lock").open("a+") as lock:
-            if not _try_lock(lock):
-                progress.say(f"{self.path}: another hwsim works on this run; waiting for it")
-                while not _try_lock(lock):
-                    time.sleep(0.5)
+            try:
+                if not _try_lock(lock):
+                    progress.say(f"{self.path}: another hwsim works on this run; waiting for it")
+                    while not _try_lock(lock):
+                        time.sleep(0.5)
+            except OSError as e:
+                if e.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                progress.say(f"{self.path}: this file system has no locks; run no second hwsim on this run")
+            for leftover in self.path.glob("*.part*"):  # of a process that was killed
+                leftover.unlink()
             yield
 
     def write(self, name: str, payload: bytes) -> None:
@@ -64,38 +72,48 @@ class Folder:
         """
         own = self.path / stage / "stage.json"
         if own.exists():
-            record = read_json(own)
+            record = read_stage(own.parent)
             if record["key"] != key:
                 raise RunError(f"{own}: belongs to other settings; delete {own.parent} to do this stage again")
-            verify(own.parent, record)
+            _sweep(own.parent)
             return record, own.parent
         for other in sorted(self.runs.glob("*/*/stage.json")):
             try:
-                record = read_json(other)
-                if record["key"] == key:
-                    verify(other.parent, record)
-                    return record, other.parent
+                if read_json(other, "key")["key"] == key:
+                    return read_stage(other.parent), other.parent
             except RunError:
                 continue  # a damaged stage of another run is that run's matter
         return None
 
     def finish(self, stage: str, record: dict) -> None:
-        """Mark a stage as finished and drop what only an interrupted one needs."""
+        """Mark a stage as finished."""
         folder = self.stage(stage)
         files = {p.name: _sha256(p) for p in sorted(folder.glob(WEIGHTS))}
-        write_json(folder / "stage.json", {"format": FORMAT, **record, "files": files})
-        for leftover in (*folder.glob("resume.*"), *folder.glob("*.part*")):
-            leftover.unlink()
+        record = {"format": FORMAT, **record, "files": files}
+        write_json(folder / "stage.json", {**record, "seal": content_hash(record)})
+        _sweep(folder)
 
 
-def verify(folder: Path, record: dict) -> None:
-    """Refuse a stage whose files are missing or changed."""
+def _sweep(folder: Path) -> None:
+    """Drop from a finished stage what only an interrupted one needs."""
+    for leftover in (*folder.glob("resume.*"), *folder.glob("*.part*")):
+        leftover.unlink()
+
+
+def read_stage(folder: Path) -> dict:
+    """The stage.json of a finished stage. Raises `RunError` if it, or a file that belongs to it, is not as written."""
+    path = folder / "stage.json"
+    sealed = read_json(path, "key", "rows", "files", "seal")
+    record = {k: v for k, v in sealed.items() if k != "seal"}
+    if content_hash(record) != sealed["seal"]:
+        raise RunError(f"{path}: damaged or changed since it was written; delete {folder} to do this stage again")
     for name, sha256 in record["files"].items():
         path = folder / name
         found = _sha256(path) if path.exists() else None
         if found != sha256:
             what = "is missing" if found is None else f"has sha256 {found[:12]}…, but {sha256[:12]}… was written"
             raise RunError(f"{path}: {what}: damaged or changed; delete {folder} to do this stage again")
+    return record
 
 
 def _sha256(path: Path) -> str:

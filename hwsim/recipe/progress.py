@@ -9,8 +9,8 @@ class Progress:
     """Messages to standard error, so that standard output holds only results."""
 
     def __init__(self, quiet: bool = False):
-        self.quiet = quiet
-        self.live = not quiet and sys.stderr.isatty()
+        self.quiet = quiet or sys.stderr is None  # None: closed before the start
+        self.live = not self.quiet and sys.stderr.isatty()
         self._bar = None
 
     def say(self, text: str) -> None:

@@ -1,27 +1,21 @@
 """A recipe file, a profile and the options of a command line → one checked `Recipe`, with where each value came from.
 
-Everything that can be wrong with settings is found here, before anything runs, and reported at once.
+Everything that can be wrong with settings is found here, before anything runs, and reported at once: what a single
+place may hold by the settings models, what does not go together in `contradictions.py`.
 """
 
-import fnmatch
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hwsim.config import (
-    ConfigError,
-    Document,
-    check,
-    dotted,
-    field_at,
-    fields,
-    model_at,
-    nearest,
-    parse_yaml,
-    read_yaml,
-    shipped,
-)
-from hwsim.recipe.settings import Account, Evaluate, Load, Net, Recipe, Train
+import pydantic
+
+from hwsim.config import ConfigError, Document, check, nearest, parse_yaml, read_yaml, shipped
+from hwsim.fields import Place, dotted, field_at, fields, members, model_at, place_of, value_at
+from hwsim.recipe.contradictions import contradictions
+from hwsim.recipe.settings import Recipe
 
 
 @dataclass
@@ -30,11 +24,11 @@ class Request:
 
     name: str
     """Recipe name or file."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Option of the recipe → value."""
+    options: dict[str, str | bool] = field(default_factory=dict)
+    """Option of the recipe → its text, or True for a flag."""
     sets: list[str] = field(default_factory=list)
     """`place=value` texts of `--set`."""
-    seed: int | None = None
+    seed: str | int | None = None
     compute: str | None = None
     from_run: str | None = None
     smoke: bool = False
@@ -64,7 +58,7 @@ def recipe_document(name: str) -> tuple[str, Document]:
         return path.stem, read_yaml(path)
     if name not in recipe_names():
         raise ConfigError([f"recipe: there is no '{name}'{nearest(name, recipe_names())}"])
-    return name, read_yaml(shipped("recipes") / f"{name}.yaml")
+    return name, read_yaml(shipped("recipes") / f"{name}.yaml", f"recipes/{name}.yaml")
 
 
 def resolve(request: Request) -> Resolved:
@@ -75,161 +69,150 @@ def resolve(request: Request) -> Resolved:
     mistakes: list[str] = []
     if request.from_run:
         _take_run(document, request.from_run)
-    for profile in [p for p in ("smoke", "faithful") if getattr(request, p)]:
-        if not document.data.get(profile):
+    profiles = [p for p in ("smoke", "faithful") if getattr(request, p)]
+    for profile in profiles:
+        block = document.data.get(profile)
+        if not block:
             mistakes.append(f"--{profile}: {document.source} has no block '{profile}'; this recipe does not offer it")
-        for place, value in (document.data.get(profile) or {}).items():
-            _set(document, place, value, f"--{profile}", mistakes)
-    for option, value in request.options.items():
-        _apply_option(document, option, value, mistakes)
-    for place, value in (("seed", request.seed), ("compute", request.compute)):
-        if value is not None:
-            document.set((place,), value, f"--{'device' if place == 'compute' else place}")
+        for place, value in block.items() if isinstance(block, dict) else ():
+            if not _is_loaded(document.data, place_of(place)):
+                _set(document, place_of(place), value, f"--{profile}", mistakes)
+    for option, text in request.options.items():
+        _apply_option(document, option, text, mistakes)
+    if request.seed is not None:
+        for value in _values([str(request.seed)], "--seed", mistakes):
+            document.set(("seed",), value, "--seed")
+    if request.compute is not None:
+        document.set(("compute",), request.compute, "--device")
     for text in request.sets:
-        place, equals, value = text.partition("=")
+        place, equals, value_text = text.partition("=")
         if not equals:
-            mistakes.append(f"--set {text}: expected place=value, for example --set stages.vat.epochs=5")
+            mistakes.append(f"--set {text}: expected place=value, for example --set net.steps=5")
             continue
-        try:
-            data = parse_yaml(value, f"--set {text}").data
-        except ConfigError as e:
-            mistakes += e.messages
-            continue
-        _set(document, place, data, f"--set {text}", mistakes)
-    recipe = None
-    try:
-        recipe = check(Recipe, document)
-    except ConfigError as e:
-        mistakes += [m for m in e.messages if m not in mistakes]
+        for value in _values([value_text], f"--set {text}", mistakes):
+            _set(document, place_of(place), value, f"--set {text}", mistakes)
+    recipe, bad = _checked(document, mistakes)
     if recipe is not None:
-        mistakes += _contradictions(recipe, document)
-    if mistakes:
+        for place, problem in contradictions(recipe, document.data, profiles):
+            if not _follows(place, bad, document.data):
+                mistakes.append(f"{document.where(place)}: {dotted(place)}: {problem}")
+    if recipe is None or mistakes:
         raise ConfigError(mistakes)
     return Resolved(name, recipe, document)
 
 
-def place_of(text: str) -> tuple[str | int, ...]:
-    """``stages.vat.on.0`` as steps."""
-    return tuple(int(p) if p.isdigit() else p for p in text.split("."))
+def _is_loaded(data: Any, place: Place) -> bool:
+    """Whether a place lies in a stage that loads its network: profiles and options have nothing to set there."""
+    return place[0] == "stages" and len(place) > 2 and value_at(data, (*place[:2], "do")) == "load"
 
 
-def _set(document: Document, place: str, value: Any, origin: str, mistakes: list[str]) -> None:
-    steps = place_of(place)
-    for end in range(1, len(steps) + 1):  # the first step that does not exist is the mistake
-        owner = model_at(Recipe, document.data, steps[: end - 1])
-        known = fields(owner) if owner else document.data.get("stages") or {}
-        if steps[end - 1] not in known:
-            mistakes.append(
-                f"{origin}: {place}: there is no '{steps[end - 1]}' here{nearest(str(steps[end - 1]), known)}"
-            )
-            return
-        if field_at(Recipe, document.data, steps[: end + 1]) is None and end == len(steps) and owner is None:
-            mistakes.append(f"{origin}: {place}: this is a whole block; set one of its places")
-            return
-        if isinstance(steps[end - 1], int):
-            break
-    document.set(steps, value, origin)
+def _follows(place: Place, bad: Sequence[Place], data: Any) -> bool:
+    """Whether a problem at a place only follows from a bad one: inside, around, missing beside it (bits by bit)."""
+    missing = value_at(data, place) is None
+    return any(
+        place[: len(b)] == b or b[: len(place)] == place or (missing and b[:-1] == place[:-1] and b[:-1]) for b in bad
+    )
 
 
-def _apply_option(document: Document, option: str, value: Any, mistakes: list[str]) -> None:
-    declared = document.data["options"][option]
-    choices = declared.get("choices")
-    if choices and value not in choices:
-        allowed = ", ".join(str(c) for c in choices)
-        mistakes.append(f"--{option}: found {value}; it can be {allowed}")
+def _values(texts: Sequence[str], origin: str, mistakes: list[str]) -> list:
+    """The texts as YAML values, or nothing if one of them is no YAML (its mistake is noted)."""
+    try:
+        documents = [parse_yaml(text, origin) for text in texts]
+    except ConfigError as e:
+        mistakes += e.messages
+        return []
+    mistakes += [m for d in documents for m in d.twice]
+    return [d.data for d in documents]
+
+
+def _set(document: Document, place: Place, value: Any, origin: str, mistakes: list[str]) -> None:
+    """Set a place that exists; the first step that does not is the mistake."""
+    text = dotted(place)
+    if place[0] in ("options", "smoke", "faithful"):
+        mistakes.append(f"{origin}: {text}: this belongs to the recipe file; change it there")
         return
-    for place in declared["sets"]:
-        steps = place_of(place)
-        found = field_at(Recipe, document.data, steps)
-        wants_list = found is not None and "list" in str(found.annotation)
-        document.set(steps, value if isinstance(value, list) or not wants_list else [value], f"--{option}")
+    for end, step in enumerate(place):
+        owner = model_at(Recipe, document.data, place[:end])
+        here = value_at(document.data, place[:end])
+        known = fields(owner) if owner else range(len(here)) if isinstance(here, list) else here
+        known = known if isinstance(known, dict | range) else ()
+        if step not in known:
+            hint = nearest(str(step), known) or f"; set {dotted(place[:end])} as a whole"
+            mistakes.append(f"{origin}: {text}: there is no '{step}' here{hint}")
+            return
+    document.set(place, value, origin)
+
+
+def _apply_option(document: Document, option: str, text: str | bool, mistakes: list[str]) -> None:
+    declared, origin = document.data["options"][option], f"--{option}"
+    places = [p for p in map(place_of, declared["sets"]) if not _is_loaded(document.data, p)]
+    if not places:
+        mistakes.append(f"{origin}: sets only {', '.join(declared['sets'])}, of a stage that is taken from a run")
+    for place in places:
+        found = field_at(Recipe, document.data, place)
+        if found is None:
+            continue  # `contradictions` says so
+        kinds = members(found.annotation)
+        is_list = any("list" in str(k) for k in kinds)
+        if text is True:
+            values = [True]
+        elif str in kinds:  # a path may look like YAML
+            values = [None if text == "null" and type(None) in kinds else text]
+        else:
+            parts = str(text).split(",") if is_list and not str(text).lstrip().startswith("[") else [str(text)]
+            trouble: list[str] = []
+            values = _values([p.strip() for p in parts], origin, trouble)
+            if trouble:
+                mistakes += trouble
+                return
+        value = values if is_list and not isinstance(values[0], list) else values[0]
+        choices = declared.get("choices")
+        if choices and any(v not in choices for v in (value if isinstance(value, list) else [value])):
+            mistakes.append(f"{origin}: found {text}; it can be {', '.join(map(str, choices))}")
+            return
+        document.set(place, value, origin)
 
 
 def _take_run(document: Document, run: str) -> None:
     """`--from RUN`: the run's network, data and device become this recipe's, and its first stage loads the weights."""
-    folder = Path(run)
-    file = folder / "recipe.yaml" if (folder / "recipe.yaml").is_file() else folder.parent / "recipe.yaml"
-    if not file.is_file():
-        raise ConfigError(
-            [f"--from {run}: this is no run folder; one has a recipe.yaml and lies in runs/, see `ls runs`"]
-        )
+    origin, folder = f"--from {run}", Path(run)
+    file = next((f / "recipe.yaml" for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)
+    if file is None:
+        raise ConfigError([f"{origin}: this is no run folder; one has a recipe.yaml and lies in runs/, see `ls runs`"])
     parent = read_yaml(file).data
     for block in ("net", "data", "device"):
-        for key, value in (parent.get(block) or {}).items():
-            document.set((block, key), value, f"--from {run}")
+        values = value_at(parent, (block,))
+        if not isinstance(values, dict):
+            raise ConfigError([f"{origin}: {file} is not a run's recipe: it has no block '{block}'"])
+        for key, value in values.items():
+            document.set((block, key), value, origin)
     stages = document.data.get("stages")
     if isinstance(stages, dict) and stages:
-        document.set(("stages", next(iter(stages))), {"do": "load", "run": run}, f"--from {run}")
+        document.set(("stages", next(iter(stages))), {"do": "load", "run": run}, origin)
 
 
-def _contradictions(recipe: Recipe, document: Document) -> list[str]:
-    """Mistakes that involve more than one place."""
-    out = []
+def _checked(document: Document, mistakes: list[str]) -> tuple[Recipe | None, list[Place]]:
+    """(recipe, no places), or its sound part, if there is one, and the places that are bad (their mistakes are noted).
 
-    def say(place: tuple[str | int, ...], text: str) -> None:
-        out.append(f"{document.where(place)}: {dotted(place)}: {text}")
-
-    trained: list[str] = []
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, Train) and stage.start is not None and stage.start not in trained:
-            say(("stages", name, "from"), f"no earlier stage trains '{stage.start}'{nearest(stage.start, trained)}")
-        if isinstance(stage, Load) and stage.run is None:
-            say(("stages", name, "run"), "this stage takes a finished run; give one with --from RUN")
-        named = stage.of if isinstance(stage, Evaluate) else [stage.of] if isinstance(stage, Account) else []
-        for other in [n for n in named if n not in trained]:
-            say(("stages", name, "of"), f"no earlier stage has a network '{other}'{nearest(other, trained)}")
-        if isinstance(stage, Train | Load):
-            trained.append(name)
-        if isinstance(stage, Train) and recipe.data.limit and stage.batch_size > recipe.data.limit:
-            say(
-                ("stages", name, "batch_size"),
-                f"{stage.batch_size} is more than data.limit, {recipe.data.limit}; no batch would be full",
-            )
-        if not name.replace("-", "").replace("_", "").isalnum():
-            say(("stages", name), "a stage's name is also a folder's; use letters, digits, - and _")
-    out += _card_mistakes(recipe, document)
-    layers = layer_names(recipe.net)
-    for i, pattern in enumerate(recipe.device.on):
-        if not fnmatch.filter(layers, pattern):
-            say(("device", "on", i), f"no layer is named like '{pattern}'; this network has {', '.join(layers)}")
-    for option, declared in recipe.options.items():
-        for place in declared.sets:
-            if field_at(Recipe, document.data, place_of(place)) is None:
-                say(("options", option, "sets"), f"there is no place '{place}' in this recipe")
-    return out
-
-
-def _card_mistakes(recipe: Recipe, document: Document) -> list[str]:
-    from hwsim.device.card import card_store, load_card
-
-    out = []
+    The sound part lacks every bad value, and stages without their verb or network: what does not go together in the
+    rest is reported in the same breath.
+    """
     try:
-        card_store(load_card(recipe.device.card), recipe.device.weights)
+        return check(Recipe, document), []
     except ConfigError as e:
-        out += [_located(document, m) for m in e.messages]
-    except ValueError as e:
-        out.append(f"{document.where(('device', 'card'))}: {e}")
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, Account):
-            try:
-                if load_card(stage.card).prices is None:
-                    out.append(
-                        f"{document.where(('stages', name, 'card'))}: stages.{name}.card: {stage.card} gives no prices"
-                    )
-            except ValueError as e:
-                out.append(f"{document.where(('stages', name, 'card'))}: {e}")
-    return out
-
-
-def _located(document: Document, message: str) -> str:
-    """A card's message about a place, with where that place's value came from in front."""
-    place = place_of(message.partition(":")[0])
-    return f"{document.where(place)}: {message}"
-
-
-def layer_names(net: Net) -> list[str]:
-    """Names of the layers that can hold weights, without building the network."""
-    from hwsim.network.vgg_bntt import PLANS
-
-    convolutions = sum(isinstance(item, int) for item in PLANS[net.name][0])
-    return [f"conv{i + 1}" for i in range(convolutions)] + ["fc1", "fc2"]
+        mistakes += [m for m in e.messages if m not in mistakes]
+        bad = e.places
+    data = copy.deepcopy(document.data)
+    data.update(title="")
+    for place in bad:
+        if place[0] == "stages" and len(place) > 2 and place[2] in ("do", "of"):
+            place = place[:2]
+        while place and isinstance(place[-1], int):
+            place = place[:-1]
+        above = value_at(data, place[:-1])
+        if isinstance(above, dict):
+            above.pop(place[-1] if place else None, None)
+    try:
+        return Recipe.model_validate(data), bad
+    except pydantic.ValidationError:
+        return None, bad

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hwsim.config import ConfigError, RunError, content_hash
+from hwsim.config import ConfigError, content_hash
 from hwsim.data.image import ImageData, load_images
 from hwsim.device.card import card_store, load_card
 from hwsim.device.store import place
@@ -18,7 +18,8 @@ from hwsim.recipe import manifest
 from hwsim.recipe.account import count
 from hwsim.recipe.checkpoint import FORMAT, load_tensors, read_json, save_tensors, write_json
 from hwsim.recipe.evaluate import over_chips
-from hwsim.recipe.folder import WEIGHTS, Folder, verify
+from hwsim.recipe.folder import WEIGHTS, Folder, read_stage
+from hwsim.recipe.load import Trained, trained_before
 from hwsim.recipe.progress import Progress
 from hwsim.recipe.randomness import generator
 from hwsim.recipe.resolve import Resolved
@@ -26,15 +27,6 @@ from hwsim.recipe.settings import Account, Evaluate, Load, Recipe, Train
 from hwsim.recipe.show import shown
 from hwsim.recipe.train import train
 from hwsim.report.energy import energy_rows, sparsity_rows
-
-
-@dataclass
-class Trained:
-    """A network that a stage has left: where its weights lie, and how many epochs it has seen."""
-
-    weights: Path
-    sha256: str
-    epochs: int
 
 
 @dataclass
@@ -53,8 +45,8 @@ class Results:
 def compute_device(wanted: str) -> torch.device:
     """The torch device of a recipe's `compute`. Raises `ConfigError` if CUDA is asked where there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        built = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
-        raise ConfigError([f"--device cuda: {built}; use --device cpu, or install a CUDA build of torch"])
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
+        raise ConfigError([f"compute: found cuda, but {why}; use --device cpu, or install a CUDA build of torch"])
     return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
 
 
@@ -70,10 +62,16 @@ class Run:
         self.data: ImageData = load_images(
             wanted.name, data_dir=Path(wanted.dir) if wanted.dir else None, download=wanted.download, limit=wanted.limit
         )
-        self.network(None)  # a plan that does not fit the images is found before anything runs
-        self.loaded = {n: _load(n, s, self.recipe) for n, s in self.recipe.stages.items() if isinstance(s, Load)}
+        self._batches_fill()
+        net = self.network(None)  # a plan that does not fit the images is found before anything runs
+        shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+        self.loaded = {
+            n: trained_before(n, s.run, resolved, self.data, shapes)
+            for n, s in self.recipe.stages.items() if isinstance(s, Load)
+        }  # fmt: skip
         self.keys = self._keys()
         self.folder = Folder(runs, resolved.name, content_hash(self.keys))
+        self.reused: list[str] = []
 
     def execute(self) -> Results:
         """Do the stages. Raises `UserError` kinds only for what the user can mend."""
@@ -86,11 +84,22 @@ class Run:
             write_json(self.folder.path / "manifest.json", {**about, "state": "running"})
             for name, stage in self.recipe.stages.items():
                 getattr(self, f"_{stage.do}")(name, stage, results)
-            write_json(self.folder.path / "manifest.json", {**about, "state": "done", "seconds": time.time() - started})
             from hwsim.recipe.summary import write_tables
 
             write_tables(self.folder, self.recipe, self.resolved.name, results)
+            done = {"state": "done", "seconds": time.time() - started, "reused": self.reused}
+            write_json(self.folder.path / "manifest.json", {**about, **done})
         return results
+
+    def _batches_fill(self) -> None:
+        images, document = len(self.data.train), self.resolved.document
+        too_large = {n: s for n, s in self.recipe.stages.items() if isinstance(s, Train) and s.batch_size > images}
+        if too_large:
+            raise ConfigError([
+                f"{document.where(('stages', n, 'batch_size'))}: stages.{n}.batch_size: {s.batch_size} is more than "
+                f"the {images} training images of {self.data.name}; no batch would be full"
+                for n, s in too_large.items()
+            ])  # fmt: skip
 
     def network(self, weights: Trained | None, variation_scale: float = 0.0) -> VggBntt:
         """The recipe's network on its stores, with given weights or fresh ones."""
@@ -112,8 +121,8 @@ class Run:
         device = self.recipe.device
         shared = {
             "format": FORMAT, "seed": self.recipe.seed, "net": self.recipe.net.model_dump(), "data": self.data.checksum,
-            "augment": self.recipe.data.augment, "device": device.model_dump(), "card": load_card(device.card).hash,
-            "compute": self.device.type,
+            "augment": self.recipe.data.augment, "device": device.model_dump(exclude={"card"}),
+            "card": load_card(device.card).hash, "compute": self.device.type,
         }  # fmt: skip
         keys: dict[str, str] = {}
         for name, stage in self.recipe.stages.items():
@@ -131,13 +140,14 @@ class Run:
 
     def _greet(self) -> None:
         recipe = self.recipe
+        bits = f"{recipe.device.weights.bits} bit, " if recipe.device.weights.bits else ""
         images = " + ".join(str(len(s)) for s in (self.data.train, self.data.validation, self.data.test))
         self.progress.say(
             f"{self.resolved.name}: {recipe.title}\n"
             f"  run      {self.folder.path}\n"
             f"  network  {recipe.net.name} x{recipe.net.width:g}, T = {recipe.net.steps}, {recipe.net.encode}, on "
             f"{recipe.data.name} ({images} images for training, validation and test)\n"
-            f"  device   {recipe.device.card}, {recipe.device.weights.bits} bit, on {', '.join(recipe.device.on)}\n"
+            f"  device   {recipe.device.card}, {bits}on {', '.join(recipe.device.on)}\n"
             f"  compute  {self.device}, {torch.get_num_threads()} threads; seed {recipe.seed}\n"
             f"  neuron   {self.backend.name}: {self.backend.reason}"
         )
@@ -150,6 +160,7 @@ class Run:
             "versions": manifest.versions(), "machine": manifest.machine(self.device, self.backend),
             "seed": recipe.seed, "data": {"name": recipe.data.name, "checksum": self.data.checksum},
             "cards": {c: load_card(c).hash for c in sorted(cards)}, "keys": self.keys,
+            "loaded": {n: {"from": str(t.weights.parent), "sha256": t.sha256} for n, t in self.loaded.items()},
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         }  # fmt: skip
 
@@ -157,6 +168,7 @@ class Run:
         found = self.folder.finished(name, self.keys[name])
         if found is not None:
             self.progress.say(f"{name}: finished before, taken from {found[1]}")
+            self.reused.append(name)
         return found
 
     def _load(self, name: str, stage: Load, results: Results) -> None:
@@ -189,7 +201,7 @@ class Run:
             shutil.copyfile(found[1] / WEIGHTS, here / (WEIGHTS + ".part"))
             (here / (WEIGHTS + ".part")).replace(here / WEIGHTS)
             self.folder.finish(name, found[0])
-        record = read_json(here / "stage.json")
+        record = read_stage(here)
         results.metrics += [{**row, "stage": name} for row in record["rows"]]
         results.trained[name] = Trained(here / WEIGHTS, record["files"][WEIGHTS], record["epochs"])
 
@@ -197,19 +209,25 @@ class Run:
         here = self.folder.stage(name)
         found = self._reuse(name)
         if found is not None:
-            results.chips += found[0]["rows"]
+            rows = [{**row, "stage": name} for row in found[0]["rows"]]
+            if found[1] != here:
+                self.folder.finish(name, {**found[0], "rows": rows})
+            results.chips += rows
             return
         partial = here / "resume.json"
-        saved = read_json(partial) if partial.exists() else {}
-        rows = saved["rows"] if saved.get("key") == self.keys[name] else []
+        saved = read_json(partial, "key", "rows") if partial.exists() else {"key": None}
+        rows = saved["rows"] if saved["key"] == self.keys[name] else []
         done = {(r["network"], r["variation_scale"]) for r in rows}
         todo = [(n, s) for n in stage.of for s in stage.variation_scales if (n, s) not in done]
         with self.progress.task(name, len(todo) * stage.chips * len(self.data.test)) as advance:
             for network, scale in todo:
                 net = self.network(results.trained[network], scale)
+                before = len(rows)
                 for row in over_chips(net, self.data, stage, self.recipe.seed, advance):
                     rows.append({"stage": name, "network": network, "variation_scale": scale, **row})
                 write_json(partial, {"format": FORMAT, "key": self.keys[name], "rows": rows})
+                mean = sum(row["accuracy"] for row in rows[before:]) / stage.chips
+                self.progress.say(f"{name}: {network} at scale {scale:g}: mean {100 * mean:.2f} %, chips {stage.chips}")
         self.folder.finish(name, {"key": self.keys[name], "do": "evaluate", "rows": rows})
         results.chips += rows
 
@@ -221,27 +239,3 @@ class Run:
         results.energy += energy_rows(counts, card, held, **settings)
         results.sparsity += sparsity_rows(counts, run_id)
         results.levels += levels
-
-
-def _load(name: str, stage: Load, recipe: Recipe) -> Trained:
-    """Find the weights that a load stage names, and refuse those of another network."""
-    folder = Path(stage.run)
-    if not (folder / "stage.json").is_file():
-        stages = [p.parent for p in folder.glob("*/stage.json") if (p.parent / WEIGHTS).exists()]
-        if not stages:
-            raise RunError(
-                f"--from {stage.run}: no finished training stage lies there; give a run folder or a stage's folder"
-            )
-        order = list(read_json(folder / "manifest.json")["keys"])
-        folder = max(stages, key=lambda p: order.index(p.name))
-    record = read_json(folder / "stage.json")
-    verify(folder, record)
-    mine, theirs = recipe.net.model_dump(), record["net"]
-    for place_, value in mine.items():
-        if value != theirs[place_]:
-            sets = f" and has {theirs['steps']} sets of BNTT statistics" if place_ == "steps" else ""
-            raise ConfigError([
-                f"stages.{name}: {folder} was trained with net.{place_} {theirs[place_]}{sets}; this recipe asks for "
-                f"{value}. Leave it at {theirs[place_]}, or train again"
-            ])  # fmt: skip
-    return Trained(folder / WEIGHTS, record["files"][WEIGHTS], record["epochs"])

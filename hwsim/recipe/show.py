@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from hwsim.config import Document
+from hwsim.config import ConfigError, Document, parse_yaml
 from hwsim.recipe.resolve import Resolved
 
 
@@ -21,18 +21,19 @@ def _lines(data: dict, place: tuple, document: Document, depth: int) -> list[str
     out = []
     for key, value in data.items():
         here = (*place, key)
-        pad = "  " * depth + _scalar(key) + ":"
-        if isinstance(value, dict) and value and here[0] not in ("smoke", "faithful"):
+        pad = "  " * depth + _flow(key) + ":"
+        if isinstance(value, dict) and value:
             out += [pad + "\n", *_lines(value, here, document, depth + 1)]
-        else:
-            out.append(f"{pad} {_scalar(value)}{_origin(here, document)}\n")
+        elif not (value is None and here[0] == "options"):
+            out.append(f"{pad} {_flow(value)}{_origin(here, document)}\n")
     return out
 
 
 def _origin(place: tuple, document: Document) -> str:
     if place[0] in ("title", "time", "expected", "options", "smoke", "faithful") or place[-1] == "do":
         return ""
-    return f"  # {document.origins.get(place) or _enclosing(place, document) or 'default'}"
+    origin = document.origins.get(place) or _enclosing(place, document) or "default"
+    return f"  # {' '.join(origin.split())}"
 
 
 def _enclosing(place: tuple, document: Document) -> str | None:
@@ -44,6 +45,23 @@ def _enclosing(place: tuple, document: Document) -> str | None:
     return None
 
 
-def _scalar(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
-    return text.removesuffix("...").strip()
+def _flow(value: Any) -> str:
+    """A value on one line, as our own reader of YAML reads it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_flow(k)}: {_flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if not isinstance(value, str):
+        return yaml.safe_dump(value).removesuffix("...\n").strip()
+    try:
+        is_plain = parse_yaml(f"[{value}]", "").data == [value]
+        is_plain = is_plain and parse_yaml(f"{value}: {value}", "").data == {value: value}
+    except ConfigError:
+        is_plain = False
+    return value if is_plain else '"' + "".join(map(_escaped, value)) + '"'
+
+
+def _escaped(letter: str) -> str:
+    if letter in '"\\':
+        return "\\" + letter
+    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"

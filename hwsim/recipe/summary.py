@@ -6,7 +6,7 @@ coding); one training run a network, so they say nothing about other training se
 
 from hwsim.recipe.evaluate import Interval, interval
 from hwsim.recipe.folder import Folder
-from hwsim.recipe.settings import Evaluate, Recipe, Train
+from hwsim.recipe.settings import Account, Evaluate, Recipe, Train
 from hwsim.report.energy import COLUMNS as ENERGY_COLUMNS
 from hwsim.report.energy import SPARSITY_COLUMNS
 from hwsim.report.table import csv_bytes
@@ -58,7 +58,8 @@ def accuracy_rows(chips: list[dict]) -> list[dict]:
 def gain_rows(chips: list[dict], recipe: Recipe) -> list[dict]:
     """Rows of gains.csv: each network trained with variation against each trained without, chip by chip.
 
-    verdict: apart_above or apart_below where the two networks' own 95 % intervals do not overlap, else overlap.
+    Chips are paired by number. verdict: apart_above or apart_below where the two networks' own 95 % intervals do not
+    overlap, else overlap; no_interval where a single chip was measured.
     """
     groups = _grouped(chips)
     trained = {n: s.variation_scale for n, s in recipe.stages.items() if isinstance(s, Train)}
@@ -67,15 +68,17 @@ def gain_rows(chips: list[dict], recipe: Recipe) -> list[dict]:
         for reference in trained:
             if not trained.get(network) or trained[reference] or (reference, scale) not in groups:
                 continue
-            mine, theirs = ([r["accuracy"] for r in g] for g in (rows, groups[reference, scale]))
-            i = interval([a - b for a, b in zip(mine, theirs, strict=True)])
-            verdict = _verdict(interval(mine), interval(theirs))
+            mine, theirs = ({r["chip"]: r["accuracy"] for r in g} for g in (rows, groups[reference, scale]))
+            i = interval([mine[chip] - theirs[chip] for chip in mine if chip in theirs])
+            verdict = _verdict(interval([*mine.values()]), interval([*theirs.values()]))
             values = (network, reference, scale, i.n, i.mean, i.low, i.high, verdict)
             out.append(dict(zip(GAINS, values, strict=True)))
     return out
 
 
 def _verdict(mine: Interval, theirs: Interval) -> str:
+    if min(mine.n, theirs.n) < 2:
+        return "no_interval"
     return "apart_above" if mine.low > theirs.high else "apart_below" if mine.high < theirs.low else "overlap"
 
 
@@ -87,12 +90,16 @@ def _grouped(chips: list[dict]) -> dict[tuple[str, float], list[dict]]:
 
 
 def headline(recipe: Recipe, results) -> dict:
-    """The one number that people want: the accuracy of the network that the recipe is about, at the scale it is for."""
+    """The one number that people want: the accuracy of the network that the recipe is about, at the scale it is for.
+
+    That network is the one that `account` counts, else the last one measured.
+    """
     rows = accuracy_rows(results.chips)
     if not rows:
         return {"run": str(results.folder)}
     networks = list(dict.fromkeys(r["network"] for r in rows))
-    network = next((n for n in ("vat", *networks) if n in networks), networks[-1])
+    counted = [s.of for s in recipe.stages.values() if isinstance(s, Account) and s.of in networks]
+    network = [*networks, *counted][-1]
     stage = recipe.stages[network]
     wanted = stage.variation_scale if isinstance(stage, Train) else 1.0
     row = min(
@@ -125,9 +132,10 @@ def summary(recipe: Recipe, name: str, results) -> str:
     if results.energy:
         total = {r["phase"]: r for r in results.energy if r["layer"] == "TOTAL"}
         ours, ann = (total[p]["energy_pj"] / 1000 for p in ("inference", "ann_inference"))
+        ratio = f", {ann / ours:.2f} times as much" if ours else ""
         out.append(
             f"\nEnergy an image by {total['inference']['card']}, synaptic operations only: {ours:.4g} nJ; the network "
-            f"of the same shape without spikes: {ann:.4g} nJ, {ann / ours:.2f} times as much."
+            f"of the same shape without spikes: {ann:.4g} nJ{ratio}."
         )
     return "\n".join(out) + "\n"
 
@@ -141,15 +149,18 @@ def sentences(accuracy: list[dict], gains: list[dict], recipe: Recipe) -> list[s
         if scale == 0 or (stage.variation_scale not in (1.0, scale)):
             continue
         reference, clean = of[g["reference"], scale], of.get((g["reference"], 0.0))
-        text = (
-            f"* scale {scale:g}: `{g['network']}` against `{g['reference']}`: {100 * g['gain_mean']:+.2f} points "
+        text = f"* scale {scale:g}: `{g['network']}` against `{g['reference']}`: {100 * g['gain_mean']:+.2f} points "
+        if g["verdict"] == "no_interval":
+            out.append(text + "on one chip, which gives no interval; use --chips 2 or more.")
+            continue
+        text += (
             f"(95 % of the difference chip by chip: {100 * g['gain_ci95_low']:+.2f} to "
             f"{100 * g['gain_ci95_high']:+.2f}); "
         )
         text += {
             "apart_above": "it wins, the two intervals are apart.",
             "apart_below": "it loses, the two intervals are apart.",
-            "overlap": "no clear difference, the two intervals overlap.",
+            "overlap": f"{_paired(g)} the two intervals overlap.",
         }[g["verdict"]]
         if g["verdict"] != "apart_above" and clean is not None:
             text += _why(of[g["network"], scale], reference, clean)
@@ -157,12 +168,20 @@ def sentences(accuracy: list[dict], gains: list[dict], recipe: Recipe) -> list[s
     return out
 
 
+def _paired(g: dict) -> str:
+    """What the difference on the same chips says where the networks' own intervals overlap."""
+    if g["gain_ci95_low"] > 0:
+        return "ahead chip by chip, but"
+    return "behind chip by chip, but" if g["gain_ci95_high"] < 0 else "no clear difference,"
+
+
 def _why(mine: dict, reference: dict, clean: dict) -> str:
     lost = clean["mean"] - reference["mean"]
     width = (reference["ci95_high"] - reference["ci95_low"]) / 2
     if lost <= 2 * width:
-        return f" Variation costs `{reference['network']}` {100 * lost:.2f} points here: there is little to win back."
-    if mine["mean"] < 0.5:
+        cost = f"{100 * lost:.2f} points" if lost > 0 else "nothing"
+        return f" Variation costs `{reference['network']}` {cost} here: there is little to win back."
+    if max(mine["mean"], reference["mean"]) < 0.5:
         return f" The variation is more than training absorbs: both networks fail ({100 * mine['mean']:.1f} % remains)."
     return (
         f" Variation costs `{reference['network']}` {100 * lost:.2f} points here, and chips differ by "
@@ -171,4 +190,6 @@ def _why(mine: dict, reference: dict, clean: dict) -> str:
 
 
 def _cell(r: dict) -> str:
+    if r["chips"] == 1:
+        return f"{100 * r['mean']:.2f}"
     return f"{100 * r['mean']:.2f} [{100 * r['ci95_low']:.2f}, {100 * r['ci95_high']:.2f}], {100 * r['minimum']:.2f}"

@@ -62,7 +62,7 @@ def train(
 
     epochs_before: epochs that the starting network has seen, so that batches are not repeated. redraw: a fresh chip for
     every batch, or one chip for the whole stage. resume: file that keeps the state of the last finished epoch.
-    Raises `RunError` if the loss stops being a number, naming layer, step and likely cause.
+    Raises `RunError` if the loss or a weight stops being a number, naming layer, step and likely cause.
     """
     device = next(net.parameters()).device
     images = data.train.to(device)
@@ -132,20 +132,19 @@ def _one_epoch(
         if redraw == "batch":
             draw(net, chips)
         x = normalize(augment(x_uint8, augmentation, picture), data.mean, data.std)
+        look = (step + 1) % look_every == 0
         for loss in net.losses(x, y, coding):
+            if look:
+                _check(net, name, epoch, step + 1, float(loss.detach()), stage)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
         total += loss.detach()
         step += 1
-        if step % look_every == 0:
-            value = float(loss.detach())
-            advance(look_every * stage.batch_size, f"loss {value:.3f}")
-            if not abs(value) < DIVERGED:
-                raise RunError(_diagnosis(net, name, epoch, step, value, optimizer.param_groups[0]["lr"], stage))
+        if look:
+            advance(look_every * stage.batch_size, f"loss {float(loss.detach()):.3f}")
     mean = float(total) / step
-    if not abs(mean) < DIVERGED:
-        raise RunError(_diagnosis(net, name, epoch, step, mean, optimizer.param_groups[0]["lr"], stage))
+    _check(net, name, epoch, step, mean, stage)
     return mean
 
 
@@ -161,20 +160,21 @@ def _validate(net, data: ImageData, stage: Train, seed: int) -> tuple[float, flo
     return math.fsum(r.accuracy for r in results) / n, math.fsum(r.loss for r in results) / n
 
 
-def _diagnosis(net: nn.Module, name: str, epoch: int, step: int, value: float, lr: float, stage: Train) -> str:
-    broken = [
-        f"{layer} ({kind})"
-        for layer, p in net.named_parameters()
-        for kind, t in (("value", p), ("gradient", p.grad))
-        if t is not None and not bool(torch.isfinite(t).all())
-    ]
-    layer, largest = max(((n, float(p.detach().abs().max())) for n, p in net.named_parameters()), key=lambda x: x[1])
-    causes = [f"lr {lr:g} may be too high"]
+def _check(net: nn.Module, name: str, epoch: int, step: int, loss: float, stage: Train) -> None:
+    """Raise `RunError` if the loss has diverged, or a weight: a neuron whose current is nan only falls silent."""
+    finite = torch.stack([torch.isfinite(p).all() for p in net.parameters()]).all()
+    if abs(loss) < DIVERGED and bool(finite):
+        return
+    named = list(net.named_parameters())
+    tensors = [(f"{n} (value)", p) for n, p in named] + [(f"{n} (gradient)", p.grad) for n, p in named]
+    broken = [what for what, t in tensors if t is not None and not bool(torch.isfinite(t).all())]
+    layer, largest = max(((n, float(p.detach().abs().max())) for n, p in named), key=lambda x: x[1])
+    causes = [f"lr {learning_rate(stage, epoch):g} may be too high"]
     if stage.variation_scale > 1:
         causes.append(f"variation_scale {stage.variation_scale:g} makes single cells dominate; try clamp: magnitude")
     first = f"first non-finite: {broken[0]}" if broken else f"largest value: {largest:.3g} in {layer}"
-    return (
-        f"stage {name}: loss is {value:g} at epoch {epoch + 1}, step {step}; {first}. Likely cause: {'; '.join(causes)}"
+    raise RunError(
+        f"stage {name}: loss is {loss:g} at epoch {epoch + 1}, step {step}; {first}. Likely cause: {'; '.join(causes)}"
     )
 
 

@@ -1,0 +1,118 @@
+"""Mistakes in a recipe that involve more than one place, or a place and a card; each as (place, what is wrong)."""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hwsim.config import ConfigError, UserError, nearest
+from hwsim.fields import Place, field_at, place_of, value_at
+from hwsim.recipe.settings import Account, Evaluate, Load, Net, Recipe, Train
+
+ACTIONS = ("ac", "mac")
+"""What `account` prices; a card of prices needs both."""
+
+
+def contradictions(recipe: Recipe, data: Any, profiles: Sequence[str] = ()) -> Iterator[tuple[Place, str]]:
+    """(place, problem) of everything in a recipe that does not go together.
+
+    data: the document that the recipe was made from; stages that only it has are taken to be networks. profiles: those
+    that were applied already.
+    """
+    yield from _stages(recipe, data)
+    unset = any(isinstance(s, Load) and s.run is None for s in recipe.stages.values())
+    if not unset:  # the run will say what the device is
+        yield from _device(recipe)
+    yield from _prices(recipe)
+    yield from _declared(recipe, data, profiles)
+
+
+def layer_names(net: Net) -> list[str]:
+    """Names of the layers that can hold weights, without building the network."""
+    from hwsim.network.vgg_bntt import PLANS
+
+    convolutions = sum(isinstance(item, int) for item in PLANS[net.name][0])
+    return [f"conv{i + 1}" for i in range(convolutions)] + ["fc1", "fc2"]
+
+
+def _stages(recipe: Recipe, data: Any) -> Iterator[tuple[Place, str]]:
+    networks = [n for n in value_at(data, ("stages",)) or {} if n not in recipe.stages]
+    measured: dict[tuple[str, float], str] = {}
+    counted = None
+    for name, stage in recipe.stages.items():
+        here = ("stages", name)
+        if not str(name).replace("-", "").replace("_", "").isalnum():
+            yield here, "a stage's name is also a folder's; use letters, digits, - and _"
+        if isinstance(stage, Train) and stage.start is not None and stage.start not in networks:
+            yield (*here, "from"), f"no earlier stage has a network '{stage.start}'{nearest(stage.start, networks)}"
+        if isinstance(stage, Load) and stage.run is None:
+            yield (*here, "run"), "this stage takes a finished run; give one with --from RUN"
+        limit = recipe.data.limit
+        if isinstance(stage, Train) and limit and stage.batch_size > limit:
+            yield (*here, "batch_size"), f"{stage.batch_size} is more than data.limit, {limit}; no batch would be full"
+        named = stage.of if isinstance(stage, Evaluate) else [stage.of] if isinstance(stage, Account) else []
+        for other in [n for n in named if n not in networks]:
+            yield (*here, "of"), f"no earlier stage has a network '{other}'{nearest(other, networks)}"
+        if isinstance(stage, Evaluate):
+            twice = None
+            for pair in [(network, scale) for network in named for scale in stage.variation_scales]:
+                twice = twice or (pair if pair in measured else None)
+                measured.setdefault(pair, name)
+            if twice:
+                yield here, f"{twice[0]} at scale {twice[1]:g} is measured already, by stage '{measured[twice]}'"
+        if isinstance(stage, Account):
+            if counted is not None:
+                yield here, f"a run has one table of energy, and stage '{counted}' writes it; use a recipe for each"
+            counted = name
+        if isinstance(stage, Train | Load):
+            networks.append(name)
+
+
+def _device(recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    from hwsim.device.card import card_store, load_card
+
+    try:
+        card_store(load_card(recipe.device.card), recipe.device.weights)
+    except UserError as e:
+        for message in e.messages if isinstance(e, ConfigError) else [str(e)]:
+            where, _, text = message.partition(": ")
+            if where.startswith("device."):
+                yield place_of(where), text.replace("set it to null", f"set it to null: --set {where}=null")
+            else:
+                yield ("device", "card"), message
+    layers, taken = layer_names(recipe.net), dict[str, str]()
+    for i, pattern in enumerate(recipe.device.on):
+        named = fnmatch.filter(layers, pattern)
+        if not named:
+            yield ("device", "on", i), f"no layer is named like '{pattern}'; this network has {', '.join(layers)}"
+        elif all(n in taken for n in named):
+            yield ("device", "on", i), f"'{taken[named[0]]}' before it already takes every layer like '{pattern}'"
+        taken = dict.fromkeys(named, pattern) | taken
+
+
+def _prices(recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    from hwsim.device.card import load_card
+
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Account):
+            try:
+                card = load_card(stage.card)
+                if card.prices is None:
+                    yield ("stages", name, "card"), f"{stage.card} gives no prices; take a card that does"
+                    continue
+                for action in ACTIONS:
+                    card.price(action)
+            except UserError as e:
+                yield from ((("stages", name, "card"), line) for line in str(e).splitlines())
+
+
+def _declared(recipe: Recipe, data: Any, profiles: Sequence[str]) -> Iterator[tuple[Place, str]]:
+    """Places that options and profiles name must exist, except in stages that a run has replaced."""
+    named = [(("options", o, "sets"), place) for o, declared in recipe.options.items() for place in declared.sets]
+    for profile in ("smoke", "faithful"):
+        if profile not in profiles:
+            named += [((profile, place), place) for place in getattr(recipe, profile)]
+    for here, text in named:
+        place = place_of(text)
+        stage = recipe.stages.get(str(place[1])) if place[0] == "stages" and len(place) > 1 else None
+        if field_at(Recipe, data, place) is None and not isinstance(stage, Load):
+            yield here, f"there is no place '{text}' in this recipe"
