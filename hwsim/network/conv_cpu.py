@@ -20,7 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hwsim.network.lif_cpu import share_threads
+from hwsim.network.threads import share_threads
+from hwsim.network.workspace import empty
 
 _G = torch.tensor(
     [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64
@@ -150,11 +151,11 @@ def winograd(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor) -> torch.Tensor:
     K = weight_KCkk.shape[0]
     U = transformed(weight_KCkk)
     x = x_NCHW.permute(0, 2, 3, 1).contiguous().numpy().reshape(N, H, W * C)
-    out = torch.empty(N, H, W, K)
+    out = empty(N, H, W, K, dtype=torch.float32)
     y = out.numpy().reshape(N, H, W * K)
     tiles = (H // 4) * (W // 4)
     chunk = max(1, _CHUNK_BYTES // (36 * 4 * tiles * max(C, K)))
-    V = torch.empty(min(chunk, N) * tiles, 36, C)
+    V = empty(min(chunk, N) * tiles, 36, C, dtype=torch.float32)
     for start in range(0, N, chunk):
         part = x[start : start + chunk]
         P = len(part) * tiles

@@ -17,6 +17,9 @@ import numba
 import numpy as np
 import torch
 
+from hwsim.network.threads import share_threads
+from hwsim.network.workspace import empty
+
 _SETTINGS = {"parallel": True, "cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -123,14 +126,6 @@ def _combine(dm_TBHWC, x_TBHWC, by_dm_TC, by_x_TC, plus_TC):
                         )
 
 
-def share_threads() -> None:
-    """Let numba use as many threads as torch. Its first use would otherwise set torch's own number to all cores."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-
-
 def available() -> tuple[bool, str]:
     """Whether this backend can run here, and why."""
     return True, f"numba {numba.__version__}"
@@ -143,7 +138,7 @@ def _last(x_TBCHW: torch.Tensor) -> np.ndarray:
 
 def _empty(like: torch.Tensor, T: int, B: int, C: int, H: int, W: int) -> torch.Tensor:
     """An uninitialized [T, B, C, H, W] tensor whose memory is channels-last."""
-    return torch.empty(T, B, H, W, C, dtype=like.dtype).permute(0, 1, 4, 2, 3)
+    return empty(T, B, H, W, C, dtype=like.dtype).permute(0, 1, 4, 2, 3)
 
 
 def _numbers(x: torch.Tensor, leak: float, threshold: float, pool: int, slope: float = 0.0) -> np.ndarray:

@@ -1,0 +1,12 @@
+"""Threads of the CPU kernels: numba's own pool, as large as torch's."""
+
+import numba
+import torch
+
+
+def share_threads() -> None:
+    """Let numba use as many threads as torch. Its first use would otherwise set torch's own number to all cores."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
