@@ -401,7 +401,7 @@ def test_a_run_tells_first_what_it_is_and_last_where_its_result_lies(tmp_path):
     done = hwsim("recipe", TINY, "--runs", tmp_path)
     (folder,) = tmp_path.iterdir()
     head = done.err.splitlines()[:6]
-    words = ["tiny: A tiny run", f"run      {folder}", "vgg5 x0.0625, T = 2, poisson, on digits (40 + 40 + 40 images",
+    words = ["tiny: A tiny run", f"run      {folder}", "vgg5 x0.0625, T = 2, poisson, on digits (40 + 10 + 11 images",
              "device   rram_65nm_asu, 1 bit, on conv*", "seed 1234", "neuron   "]  # fmt: skip
     assert all(word in line for word, line in zip(words, head, strict=True))
     assert "vat: epoch 2/2  lr 0.1  loss " in done.err and "evaluate: vat at scale 2: mean " in done.err

@@ -87,7 +87,8 @@ def load_images(
     """An image data set by name: digits, mnist, fashion-mnist, cifar10, cifar100.
 
     data_dir: see `data_folder`; not used for digits.   download: fetch the official files there if they are missing.
-    limit: at most this many images in each split, a fixed stratified choice in which smaller limits lie within larger.
+    limit: at most this many training images, and of validation and test the same share (at least one image of each
+    class); a fixed stratified choice in which smaller limits lie within larger.
     validation_fraction: share of the training images set aside for validation, stratified. None means the usual count:
     180 of digits' 1437, a tenth of the others' official training images. 0 trains on all of them, as the reference
     code did; there is then no validation image to choose anything by.
@@ -114,8 +115,10 @@ def load_images(
         training, testing = read_release(release, folder)
 
     validation_index, train_index = _cut(training[1], held_out)
-    train, validation = _split(training, train_index, limit), _split(training, validation_index, limit)
-    test = _split(testing, np.arange(len(testing[1])), limit)
+    share = 1.0 if limit is None else min(1.0, limit / len(train_index))
+    test_index = np.arange(len(testing[1]))
+    parts = ((training, train_index), (training, validation_index), (testing, test_index))
+    train, validation, test = (_split(part, index, share, release.classes) for part, index in parts)
     checksum = _checksum(train, validation, test)
     return ImageData(name, train, validation, test, release.classes, release.mean, release.std, checksum)
 
@@ -163,10 +166,11 @@ def _cut(labels_N: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[:count]), np.sort(order[count:])
 
 
-def _split(part: Part, index: np.ndarray, limit: int | None) -> Split:
+def _split(part: Part, index: np.ndarray, share: float, fewest: int) -> Split:
     images, labels = part
-    if limit is not None and limit < len(index):
-        index = index[_cut(labels[index], limit)[0]]
+    count = max(fewest, round(share * len(index)))
+    if count < len(index):
+        index = index[_cut(labels[index], count)[0]]
     return Split(torch.from_numpy(images[index]), torch.from_numpy(labels[index]))
 
 

@@ -44,7 +44,7 @@ class Data(Settings):
     download: bool = False
     """Fetch the official archives where they are missing."""
     limit: Count | None = None
-    """Use at most this many training images (and no more for validation and for test)."""
+    """Use at most this many training images, and of validation and test the same share."""
     augment: Literal["none", "crop", "crop-flip"] = "none"
     """What is done to training images: shift within a padded frame, and mirror."""
 
