@@ -387,3 +387,31 @@ def test_counting_twice_gives_the_same_rows_and_another_seed_others():
     rows = [rows_of(count(net, DATA, Account(of="vat", samples=20), seed=s)[0]) for s in (1, 1, 2)]
     assert rows[0] == rows[1]
     assert rows[0] != rows[2]
+
+
+def traced(plan, coding, image):
+    net = VggBntt(plan, 3, channels=1, size=image.shape[2:], classes=2, steps=3, coding=coding).eval()
+    with torch.no_grad():
+        _, trace = net(image, torch.Generator().manual_seed(0), account=True)
+    counts = Counts(3)
+    counts.add(trace, len(image))
+    return counts
+
+
+@pytest.mark.parametrize(("coding", "steps"), [("direct", 1), ("repeat", 3)])
+def test_an_analog_input_of_exactly_one_is_still_a_multiplication(coding, steps):
+    first = traced((2, "A"), coding, torch.ones(2, 1, 4, 4)).layers["conv1"]
+    assert first.unit.sum() == 0 and first.fractional.sum() == 2 * 16 * steps
+    assert first.parts == 0
+
+
+@pytest.mark.parametrize(("plan", "parts", "bits"), [((2,), 1, 1), ((2, "A"), 4, 3), ((2, "G"), 16, 5)])
+def test_the_bits_of_an_average_follow_from_how_many_spikes_it_averages(plan, parts, bits):
+    image = 3 * torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    counts = traced(plan, "poisson", image)
+    assert counts.layers["fc1"].parts == parts
+    held = dict.fromkeys(counts.layers, Held(32, 1.0))
+    card = load_card("horowitz_45nm")
+    rows = energy_rows(counts, card, held, run_id="r", synapses="inbounds", pooled="mac")
+    mine = {r["input_bits"] for r in rows if r["layer"] == "fc1" and r["phase"] == "inference"}
+    assert mine <= {1, bits} and (parts == 1 or bits in mine)

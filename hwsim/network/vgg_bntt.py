@@ -108,23 +108,23 @@ class VggBntt(nn.Module):
         parts = 1 if self.coding == "poisson" else 0
         for conv_name, bntt_name, pool in self.blocks:
             conv = self.get_submodule(conv_name)
-            here = trace[conv_name] = _arrivals(conv, x_TBCHW) if account else {}
+            here = trace[conv_name] = _arrivals(conv, x_TBCHW, parts) if account else {}
             current = conv(x_TBCHW, parts)
             here["neurons"] = math.prod(current.shape[2:])
             current = current.expand(self.steps, *current.shape[1:])  # direct coding: one current for all steps
             neuron = {"leak": self.leak, "threshold": self.threshold, "pool": 2 if pool == "A" else 1}
             x_TBCHW, here["spikes"] = self.get_submodule(bntt_name)(current, **neuron)
+            parts = {"": 1, "A": 4, "G": math.prod(x_TBCHW.shape[3:])}[pool]
             if pool == "G":
                 x_TBCHW = x_TBCHW.mean((3, 4), keepdim=True)
-            parts = {"": 1, "A": 4, "G": 0}[pool]
         # fc1 counts its inputs in the order channel, row, column: the reference's order, so that checkpoints fit.
         x_TBN = x_TBCHW.flatten(2)
-        here = trace["fc1"] = _arrivals(self.fc1, x_TBN) if account else {}
+        here = trace["fc1"] = _arrivals(self.fc1, x_TBN, parts) if account else {}
         current = self.fc1(x_TBN)[..., None, None]
         here["neurons"] = current.shape[2]
         spikes, here["spikes"] = self.bntt_fc(current, leak=self.leak, threshold=self.threshold)
         x_TBN = spikes.flatten(2)
-        trace["fc2"] = _arrivals(self.fc2, x_TBN) if account else {}
+        trace["fc2"] = _arrivals(self.fc2, x_TBN, 1) if account else {}
         # fc2 is linear, so its mean over time is fc2 of the mean.
         return self.fc2(x_TBN.mean(0)), trace
 
@@ -134,18 +134,22 @@ class VggBntt(nn.Module):
         yield F.cross_entropy(logits, y_B)
 
 
-def _arrivals(layer: nn.Module, x_TB: torch.Tensor) -> dict:
+def _arrivals(layer: nn.Module, x_TB: torch.Tensor, parts: int) -> dict:
     """What arrives at a layer, counted by place: spikes (|x| = 1) and other nonzero values, summed over B and channels.
+
+    parts: inputs are multiples of 1/parts; 0 is an analog input, which has no spikes even where |x| is 1.
 
     For a convolution the counts are maps [T, H, W], because an input at the border reaches fewer neurons; for a linear
     layer they are [T]. `weight_shape` and `padding` tell the fan-out.
     """
     x = x_TB.detach()
     over = (1, 2)
-    unit, other = x.abs() == 1, x != 0
+    other = x != 0
+    unit = x.abs() == 1 if parts else torch.zeros_like(other)
     return {
         "unit": unit.sum(over),
         "fractional": (other & ~unit).sum(over),
+        "parts": parts,
         "weight_shape": tuple(layer.weight.shape),
         "padding": layer.padding if isinstance(layer, Conv2d) else None,
         "image": tuple(x.shape[3:]),

@@ -27,11 +27,11 @@ DIVERGED = 1e4
 
 
 def learning_rate(stage: Train, epoch: int) -> float:
-    """Learning rate of a 0-based epoch: lr drop_factor^k, k = number of drops that earlier epochs have passed.
+    """Learning rate of a 0-based epoch: lr drop_factor^k, k = number of drops that come before it.
 
-    crossing: epoch e passes fraction f of E epochs when e >= f E. equality: when e == f E in floating point, as in the
-    reference, which loses a drop where the product is no whole number (trap B15). The first epoch with the lower rate
-    is e + 1.
+    crossing: the drop at fraction f of E epochs acts on every epoch e > f E. equality: on every epoch behind one that
+    equals f E in floating point, as in the reference, which loses a drop where the product is no whole number (trap
+    B15). Where all products are whole numbers the two agree.
 
     >>> stage = Train(epochs=10, lr=0.1)
     >>> [round(learning_rate(stage, e), 5) for e in (5, 6, 8, 9)]
@@ -40,7 +40,7 @@ def learning_rate(stage: Train, epoch: int) -> float:
     if stage.drop_rule == "equality":
         drops = sum(e == f * stage.epochs for e in range(epoch) for f in stage.drop_at)
     else:
-        drops = sum(epoch - 1 >= f * stage.epochs - 1e-9 for f in stage.drop_at)
+        drops = sum(epoch > f * stage.epochs + 1e-9 for f in stage.drop_at)
     return stage.lr * stage.drop_factor**drops
 
 

@@ -17,10 +17,8 @@ COLUMNS = (
 )  # fmt: skip
 SPARSITY_COLUMNS = ("run_id", "layer", "timestep", "neurons", "spikes", "zeros_fraction", "inputs", "nonzero_inputs")
 
-POOLED_BITS = 3
-"""Bits of an average over 2x2 spikes: 0, 1, 2, 3 or 4 quarters."""
 ANALOG_BITS = 32
-"""Bits of an input that is no spike: a float32."""
+"""Bits of an input that is neither a spike nor an average of spikes: a float32."""
 
 
 class Held(NamedTuple):
@@ -38,15 +36,14 @@ def energy_rows(
     Raises `CardError` if the card has no price for an action that occurs.
     """
     rows = []
-    first = next(iter(counts.layers))
     for name, layer in counts.layers.items():
         ac, mac = layer.operations(layer.unit, synapses), layer.operations(layer.fractional, synapses)
-        if name != first and pooled == "ac":
+        if layer.parts and pooled == "ac":
             ac, mac = ac + mac, 0
         events = int(layer.unit.sum() + layer.fractional.sum())
         density = events / (counts.images * layer.inputs * len(layer.unit))
         common = {"layer": name, "timesteps": len(layer.unit), "input_density": density}
-        bits = ANALOG_BITS if name == first else POOLED_BITS
+        bits = layer.parts.bit_length() or ANALOG_BITS  # an average of n spikes is one of n + 1 values
         rows.append(_row(card, held[name], "inference", "ac", ac / counts.images, 1, common))
         if mac:
             rows.append(_row(card, held[name], "inference", "mac", mac / counts.images, bits, common))

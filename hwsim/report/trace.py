@@ -14,8 +14,9 @@ class LayerCounts:
     """Sums over all images of one layer.
 
     neurons: spiking neurons an image (0 for a layer without neurons). spikes_T: their spikes at each step.
-    unit, fractional: inputs of size 1 and other nonzero inputs, [T, H, W] (summed over channels) for a convolution,
-    [T] for a linear layer; T is 1 where the layer is computed once an image (direct coding).
+    parts: inputs are multiples of 1/parts, 0 for analog ones. unit, fractional: inputs of size 1 and other nonzero
+    inputs, [T, H, W] (summed over channels) for a convolution, [T] for a linear layer; T is 1 where the layer is
+    computed once an image (direct coding).
     """
 
     weight_shape: tuple[int, ...]
@@ -25,6 +26,7 @@ class LayerCounts:
     spikes_T: np.ndarray
     unit: np.ndarray
     fractional: np.ndarray
+    parts: int = 1
 
     @property
     def inputs(self) -> int:
@@ -74,7 +76,7 @@ class Counts:
             spikes = here["spikes"].cpu().numpy() if "spikes" in here else np.zeros(self.steps, np.int64)
             if name not in self.layers:
                 shape = (here["weight_shape"], here["padding"], here["image"], here.get("neurons", 0))
-                self.layers[name] = LayerCounts(*shape, spikes, **sums)
+                self.layers[name] = LayerCounts(*shape, spikes, **sums, parts=here["parts"])
                 continue
             layer = self.layers[name]
             layer.spikes_T = layer.spikes_T + spikes
