@@ -498,3 +498,18 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_run_goes_on_from_there(tmp_pa
         time.sleep(0.05)
     again.kill()
     again.join()
+
+
+def test_a_download_is_told_by_tenths(capsys):
+    from hwsim.recipe.progress import Progress
+
+    progress = Progress()
+    for done in range(0, 101, 5):
+        progress.fetched("a.gz", done * 2**20, 100 * 2**20)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[0] == "fetching a.gz: 0.0 MiB of 100.0 MiB (0 %)" and lines[-1].endswith("(100 %)")
+    progress.fetched("b.bin", 20 * 2**20, None)
+    assert capsys.readouterr().err == "fetching b.bin: 20.0 MiB\n"
+    Progress(quiet=True).fetched("c", 1, 1)
+    assert capsys.readouterr().err == ""

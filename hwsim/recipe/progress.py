@@ -12,6 +12,7 @@ class Progress:
         self.quiet = quiet or sys.stderr is None  # None: closed before the start
         self.live = not self.quiet and sys.stderr.isatty()
         self._bar = None
+        self._tenths: dict[str, int] = {}
 
     def say(self, text: str) -> None:
         """One line."""
@@ -21,6 +22,14 @@ class Progress:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
+
+    def fetched(self, name: str, done: int, total: int | None) -> None:
+        """How far the download of a file is: a line for every tenth of it, or for every 16 MiB of unknown length."""
+        tenth = 10 * done // total if total else done // 2**24
+        if tenth > self._tenths.get(name, -1):
+            self._tenths[name] = tenth
+            of = f" of {total / 2**20:,.1f} MiB ({100 * done // total} %)" if total else ""
+            self.say(f"fetching {name}: {done / 2**20:,.1f} MiB{of}")
 
     @contextmanager
     def task(self, title: str, total: int, unit: str = "images"):

@@ -60,8 +60,9 @@ class Run:
         self.backend = choose(self.device)
         wanted = self.recipe.data
         self.data: ImageData = load_images(
-            wanted.name, data_dir=Path(wanted.dir) if wanted.dir else None, download=wanted.download, limit=wanted.limit
-        )
+            wanted.name, data_dir=Path(wanted.dir) if wanted.dir else None, download=wanted.download,
+            limit=wanted.limit, progress=progress.fetched,
+        )  # fmt: skip
         self._batches_fill()
         net = self.network(None)  # a plan that does not fit the images is found before anything runs
         shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}

@@ -78,22 +78,17 @@ def train(
             f"stage {name}: {len(images)} training images fill no batch of {stage.batch_size}; lower batch_size"
         )
     with progress.task(name, (stage.epochs - len(rows)) * per_epoch * stage.batch_size) as advance:
+
+        def tell(images: int, text: str) -> None:
+            last = f"  validation {100 * rows[-1]['validation_accuracy']:.2f} %" if rows else ""
+            advance(images, text + last)
+
         for epoch in range(len(rows), stage.epochs):
             lr = optimizer.param_groups[0]["lr"] = learning_rate(stage, epoch)
             loss = _one_epoch(
-                net,
-                images,
-                data,
-                stage,
-                optimizer,
-                name,
-                epoch,
-                epochs_before + epoch,
-                seed,
-                redraw,
-                augmentation,
-                advance,
-            )
+                net, images, data, stage, optimizer, name, epoch, epochs_before + epoch, seed, redraw, augmentation,
+                tell,
+            )  # fmt: skip
             accuracy, validation_loss = _validate(net, data, stage, seed)
             is_best = not rows or (accuracy, -validation_loss) > max(
                 (r["validation_accuracy"], -r["validation_loss"]) for r in rows
