@@ -47,7 +47,8 @@ class _EventConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             fast = _fast(grad_out, weight, padding)
             if fast is None:
-                grad_x = gradients(codes.to(weight.dtype), grad_out, True, False)[0]
+                # The gradient of x does not depend on x; torch asks for its shape and memory format only.
+                grad_x = gradients(torch.empty_like(codes, dtype=weight.dtype), grad_out, True, False)[0]
             else:
                 grad_x = fast.input_gradient(grad_out, weight)
         if ctx.needs_input_grad[1]:
@@ -62,7 +63,7 @@ class _EventConvolution(torch.autograd.Function):
 
 def _fast(x, weight, padding) -> ModuleType | None:
     """The CPU's fast convolution, or None where torch's own is to be used (other devices, shapes, float64)."""
-    if choose(x.device).name != "cpu":
+    if x.device.type != "cpu" or choose(x.device).name != "cpu":
         return None
     from hwsim.network import conv_cpu
 
