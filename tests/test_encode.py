@@ -95,3 +95,8 @@ def test_every_coding_keeps_the_type_and_the_shape_of_an_image(how, dtype, gener
     out = encode(image(2, 3, 5, 4).to(dtype), 7, how, generator)
     assert out.shape == (1 if how == "direct" else 7, 2, 3, 5, 4)
     assert out.dtype == dtype
+
+
+def test_an_unknown_coding_is_refused_and_not_taken_for_poisson():
+    with pytest.raises(ValueError, match="found 'possion'; it can be poisson, direct, repeat"):
+        encode(torch.zeros(1, 1, 2, 2), 2, "possion")

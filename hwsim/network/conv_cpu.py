@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hwsim.network.threads import share_threads
+from hwsim.network.threads import PARALLEL, share_threads
 from hwsim.network.workspace import empty
 
 _G = torch.tensor(
@@ -30,8 +30,6 @@ _FILTER = torch.kron(_G, _G).float()
 """G g G' as one matrix [36, 9] on the nine numbers of a filter; exact in float64, rounded once."""
 _CHUNK_BYTES = 6 * 2**20
 """Size of a chunk's transformed patches: they and their products stay in the second- and third-level cache."""
-
-_SETTINGS = {"parallel": True, "cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @numba.njit(inline="always")
@@ -76,7 +74,7 @@ def _backward_four(m0, m1, m2, m3, m4, m5, out, n):
         o[p] = (m1[p] - m2[p]) + eight * (m3[p] - m4[p]) + m5[p]
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**PARALLEL)
 def _patches(x_NHL, C, V_P36C):
     """V = B' d B of every tile; x is [N, H, W C], zero outside."""
     N, H, L = x_NHL.shape
@@ -101,7 +99,7 @@ def _patches(x_NHL, C, V_P36C):
                 )  # fmt: skip
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**PARALLEL)
 def _tiles(M_P36K, out_NHL):
     """Output = A' M A of every tile; out is [N, H, W K]."""
     N, H, L = out_NHL.shape

@@ -31,7 +31,10 @@ def encode(x_BCHW: torch.Tensor, steps: int, how: str, generator: torch.Generato
     direct:  [1, B, C, H, W] the analog image once; the network computes its first layer once and injects the result at
              every step ("learned convolutional encoder", Kim et al., ICASSP 2022).
     repeat:  [T, B, C, H, W] the analog image at every step; the same currents as direct, computed T times.
+    Raises `ValueError` for any other word.
     """
+    if how not in ENCODINGS:
+        raise ValueError(f"encode: found '{how}'; it can be {', '.join(ENCODINGS)}")
     if how == "direct":
         return x_BCHW.unsqueeze(0)
     if how == "repeat":

@@ -17,13 +17,11 @@ import numba
 import numpy as np
 import torch
 
-from hwsim.network.threads import share_threads
+from hwsim.network.threads import PARALLEL, share_threads
 from hwsim.network.workspace import empty
 
-_SETTINGS = {"parallel": True, "cache": True, "nogil": True, "error_model": "numpy"}
 
-
-@numba.njit(**_SETTINGS)
+@numba.njit(**PARALLEL)
 def _sums(x_TBHWC, shift_TC, sum_BTC, square_BTC):
     T, B, H, W, C = x_TBHWC.shape
     for b in numba.prange(B):
@@ -36,7 +34,7 @@ def _sums(x_TBHWC, shift_TC, sum_BTC, square_BTC):
                         square_BTC[b, t, c] += d * d
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**PARALLEL)
 def _fire(x_TBHWC, scale_TC, shift_TC, numbers, pool, out_TBhwC, count_BT):
     leak, threshold, one, share = numbers[0], numbers[1], numbers[2], numbers[3]
     zero = one - one
@@ -65,7 +63,7 @@ def _fire(x_TBHWC, scale_TC, shift_TC, numbers, pool, out_TBhwC, count_BT):
                         count_BT[b, t] += fired
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**PARALLEL)
 def _membrane_gradient(
     grad_TBhwC, x_TBHWC, mean_TC, invstd_TC, scale_TC, shift_TC, numbers, pool, dm_TBHWC, sum_BTC, dot_BTC
 ):
@@ -111,7 +109,7 @@ def _membrane_gradient(
                     dot_BTC[b, t, c] += dot[c]
 
 
-@numba.njit(**_SETTINGS)
+@numba.njit(**PARALLEL)
 def _combine(dm_TBHWC, x_TBHWC, by_dm_TC, by_x_TC, plus_TC):
     T, B, H, W, C = x_TBHWC.shape
     for b in numba.prange(B):

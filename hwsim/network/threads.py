@@ -1,7 +1,10 @@
-"""Threads of the CPU kernels: numba's own pool, as large as torch's."""
+"""How the CPU kernels are compiled, and their threads: numba's own pool, as large as torch's."""
 
 import numba
 import torch
+
+PARALLEL = {"parallel": True, "cache": True, "nogil": True, "error_model": "numpy"}
+"""Settings of numba.njit for every kernel: prange on threads, compiled code kept on disk, no checks of divisors."""
 
 
 def share_threads() -> None:
