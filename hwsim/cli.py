@@ -129,12 +129,12 @@ def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> N
         click.echo(shown(resolved), nl=False)
         return
     from hwsim.recipe.progress import Progress
+    from hwsim.recipe.results import ACCURACY, accuracy_rows, headline
     from hwsim.recipe.run import Run
-    from hwsim.recipe.summary import ACCURACY, accuracy_rows, headline
     from hwsim.report.table import aligned
 
     results = Run(resolved, Path(values["runs"]), Progress(values["quiet"])).execute()
-    rows, best = accuracy_rows(results.chips), headline(resolved.recipe, results)
+    rows, best = accuracy_rows(results.chips), headline(resolved.recipe, results.chips, results.folder)
     if values["as_json"]:
         click.echo(json.dumps({**_finite(best), "accuracy": [_finite(r) for r in rows]}, indent=1))
         return
@@ -218,9 +218,53 @@ def doctor(recipe_name: str | None, sets: tuple[str, ...], from_run: str | None,
 @click.option("--steps", default=20, show_default=True, help="Time steps T.")
 @click.option("--batch", default=16, show_default=True, help="Images a batch.")
 @click.option("--samples", default=7, show_default=True, help="Timed training steps of each variant.")
+@click.option("--hybrid", is_flag=True, help="Compare layers on RRAM, on RRAM and SRAM, and as two convolutions.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the table here.")
 def bench(csv_file: Path | None, **settings: Any) -> None:
-    """Time and peak memory of a training step: the published loop, folded plain torch, and the fast backend."""
+    """Time and peak memory of a training step: the published loop, folded plain torch, and the fast backend.
+
+    With --hybrid: what the SRAM part of a hybrid layer costs.
+    """
     from hwsim.bench import bench as measure
 
     click.echo(measure(csv_file=csv_file, **settings))
+
+
+@cli.command(name="import")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--runs", default="runs", show_default=True, type=click.Path(path_type=Path), help="Folder of the runs.")
+@click.option("--data", help="Data set that it was trained on.")
+@click.option("--data-dir", help="Folder of the data sets.")
+@click.option("--quant", type=int, help="Bits held by one RRAM weight.")
+@click.option("--leak", type=float, help="Leak of the membrane (--leak_mem).")
+@click.option("--sram-bit", type=int, help="Bits of one SRAM word, of a hybrid network.")
+@click.option("--shift-bit", type=int, help="Shift of the SRAM word.")
+@click.option("--halved/--not-halved", default=None, help="Whether the sum is divided by two (not with --sram_init0).")
+@click.option("--threshold", type=float, help="Mask the SRAM part as --swp --th did; its checkpoints hold no masks.")
+def import_(file: Path, runs: Path, **given: Any) -> None:
+    """A .pth.tar checkpoint of the reference codes becomes a run that --from takes.
+
+    What the options leave open is read from the file's name, where it is of the reference's scheme.
+    """
+    from hwsim.recipe.adopt import adopt
+
+    folder, notes = adopt(file, runs, given)
+    for note in notes:
+        click.echo(f"{file}: {note}", err=True)
+    click.echo(f"{folder}\nhwsim recipe evaluate --from {folder} tests it")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table here.")
+@click.option("--networks", help="Only these networks, with commas.")
+def compare(runs: tuple[Path, ...], csv_file: Path | None, networks: str | None) -> None:
+    """Several runs in one table, with the settings in which they differ."""
+    from hwsim.recipe.checkpoint import write_whole
+    from hwsim.recipe.compare import compare as together
+    from hwsim.report.table import aligned, csv_bytes
+
+    rows, columns = together(runs, networks.split(",") if networks else ())
+    if csv_file is not None:
+        write_whole(csv_file, csv_bytes(rows, columns))
+    click.echo(aligned(rows, columns))

@@ -77,11 +77,12 @@ def test_json_is_read_as_written(tmp_path):
     ("text", "says"),
     [
         ("", "cannot be read"),
-        ('{"format": 1', "cannot be read"),
+        ('{"format": 2', "cannot be read"),
         ("\x00\xff", "cannot be read"),
-        ("[1]", "written in format None, this hwsim reads 1"),
-        ('{"format": 99, "key": "k"}', "written in format 99, this hwsim reads 1; use another --runs folder"),
-        ('{"format": 1}', "lacks 'key'"),
+        ("[1]", "written in format None, this hwsim reads 2"),
+        ('{"format": 1, "key": "k"}', "written in format 1, this hwsim reads 2; use another --runs folder"),
+        ('{"format": 99, "key": "k"}', "written in format 99, this hwsim reads 2; use another --runs folder"),
+        ('{"format": 2}', "lacks 'key'"),
     ],
 )
 def test_a_damaged_json_file_is_named(tmp_path, text, says):
@@ -138,12 +139,12 @@ def test_tensors_of_another_format_or_program_are_refused(tmp_path, monkeypatch)
     import safetensors.torch
 
     safetensors.torch.save_file(TENSORS, tmp_path / "w")
-    with pytest.raises(RunError, match="written in format None, this hwsim reads 1; train it again"):
+    with pytest.raises(RunError, match="written in format None, this hwsim reads 2; train it again"):
         load_tensors(tmp_path / "w")
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
     save_tensors(tmp_path / "w", TENSORS, {})
     monkeypatch.undo()
-    with pytest.raises(RunError, match="written in format 2"):
+    with pytest.raises(RunError, match="written in format 1, this hwsim reads 2; train it again"):
         load_tensors(tmp_path / "w")
     with pytest.raises(RunError, match=r"gone: cannot be read: No such file"):
         load_tensors(tmp_path / "gone")

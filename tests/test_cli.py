@@ -15,7 +15,7 @@ from command_line import TINY, child, hwsim, refused
 from hwsim import __version__
 from hwsim.config import parse_yaml, shipped
 from hwsim.device.card import card_names, load_card
-from hwsim.recipe import run as running
+from hwsim.recipe import member
 from hwsim.recipe.resolve import recipe_names
 from hwsim.recipe.settings import Recipe
 
@@ -358,7 +358,7 @@ def test_trouble_with_the_machine_is_told_in_a_line(tmp_path, monkeypatch, error
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(running, "train", fails)
+    monkeypatch.setattr(member, "train", fails)
     done = hwsim("recipe", TINY, "--runs", tmp_path, "--quiet")
     assert done.code == 2 and len(done.lines) == 1 and done.err.startswith(says)
 
@@ -367,7 +367,7 @@ def test_a_defect_is_not_hidden(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(running, "train", fails)
+    monkeypatch.setattr(member, "train", fails)
     with pytest.raises(ZeroDivisionError):
         hwsim("recipe", TINY, "--runs", tmp_path, "--quiet")
 
@@ -406,7 +406,7 @@ def test_a_run_tells_first_what_it_is_and_last_where_its_result_lies(tmp_path):
     assert all(word in line for word, line in zip(words, head, strict=True))
     assert "vat: epoch 2/2  lr 0.1  loss " in done.err and "evaluate: vat at scale 2: mean " in done.err
     *accuracy, best, last = done.out.splitlines()
-    assert len(accuracy) == 5 and accuracy[0].split()[:3] == ["network", "variation_scale", "chips"]
+    assert len(accuracy) == 5 and accuracy[0].split()[:4] == ["network", "adapt_batches", "variation_scale", "chips"]
     assert best.startswith("vat at scale 0: ") and best.endswith("] over 3 chips")
     assert last == str(folder / "summary.md") and Path(last).exists()
     assert "\x1b" not in done.err + done.out and "\r" not in done.err + done.out  # plain lines off a terminal

@@ -73,8 +73,10 @@ def small_cifar(tmp_path, monkeypatch):
     """A "cifar10" of 120 + 40 images of 4 x 4; returns a writer of any of its four official forms into a folder."""
     parts = {name: images(n, (3, 4, 4), i) for i, (name, n) in enumerate([("a", 60), ("b", 60), ("t", 40)])}
     forms = {
-        "cifar-binary": {f"{k}.bin": np.c_[y[:, None], x.reshape(len(x), -1)].astype(np.uint8).tobytes()
-                         for k, (x, y) in parts.items()},
+        "cifar-binary": {
+            f"{k}.bin": np.c_[y[:, None], x.reshape(len(x), -1)].astype(np.uint8).tobytes()
+            for k, (x, y) in parts.items()
+        },
         "cifar-pickle": {k: python2_pickle(x.reshape(len(x), -1), y) for k, (x, y) in parts.items()},
     }
     layouts = []
@@ -146,8 +148,10 @@ def test_digits_splits_hold_every_image_once_with_its_label():
     from sklearn.datasets import load_digits
 
     raw, d = load_digits(), load_images("digits")
-    grey = [bytes(int(v * 255 / 16 + 0.5) for v in x.flatten()) + bytes([y])
-            for x, y in zip(raw.images, raw.target, strict=True)]
+    grey = [
+        bytes(int(v * 255 / 16 + 0.5) for v in x.flatten()) + bytes([y])
+        for x, y in zip(raw.images, raw.target, strict=True)
+    ]
     assert sorted(rows(d.train) + rows(d.validation) + rows(d.test)) == sorted(grey)
 
 
@@ -261,8 +265,16 @@ def test_missing_data_say_where_was_looked_what_is_expected_and_what_to_do(tmp_p
         load_images("cifar10", data_dir=tmp_path / "none")
     message = str(e.value)
     assert "\n" not in message
-    for word in (str(tmp_path / "none"), "no such folder", "cifar-10-batches-bin", "data_batch_5.bin",
-                 "cifar-10-batches-py", "cifar-10-python.tar.gz", "--data-dir", "--download"):
+    for word in (
+        str(tmp_path / "none"),
+        "no such folder",
+        "cifar-10-batches-bin",
+        "data_batch_5.bin",
+        "cifar-10-batches-py",
+        "cifar-10-python.tar.gz",
+        "--data-dir",
+        "--download",
+    ):
         assert word in message
 
 

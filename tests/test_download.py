@@ -222,7 +222,11 @@ def small_mnist(server, monkeypatch):
     listed = tuple(File(name, len(p), hashlib.md5(p).hexdigest()) for name, p in packed.items())
     a, b, c, d = (File(name, len(p), hashlib.md5(p).hexdigest()) for name, p in files.items())
     release = replace(
-        MNIST, shape_CHW=(1, 1, 2), train=20, test=20, validation=10,
+        MNIST,
+        shape_CHW=(1, 1, 2),
+        train=20,
+        test=20,
+        validation=10,
         layouts=(replace(MNIST.layouts[0], train=(a, b), test=(c, d)),),
         downloads=(Download("MNIST/raw", listed, (server.url + "/dead/", server.url + "/mirror/")),),
     )
@@ -249,8 +253,11 @@ def test_nothing_is_downloaded_unless_asked(small_mnist, server, tmp_path):
 def test_a_mirror_of_ones_own_replaces_the_official_addresses(small_mnist, server, tmp_path):
     paths = download_images("mnist", tmp_path, base_url=server.url + "/mirror")
     assert sorted(p.name for p in paths) == sorted(f.name for f in small_mnist.downloads[0].files)
-    assert all(p.parent == tmp_path / "MNIST" / "raw" and path.startswith("/mirror/") for p in paths
-               for path, _ in server.asked)
+    assert all(
+        p.parent == tmp_path / "MNIST" / "raw" and path.startswith("/mirror/")
+        for p in paths
+        for path, _ in server.asked
+    )
     assert [md5_of(p) for p in paths] == [f.md5 for f in small_mnist.downloads[0].files]
 
 

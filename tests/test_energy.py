@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from hwsim.config import CardError
 from hwsim.data.image import ImageData, Split
 from hwsim.device.card import Card, Price, load_card
-from hwsim.device.quantize import dorefa, ternary
+from hwsim.device.hybrid import Hybrid, Masked, Sram
+from hwsim.device.quantize import dorefa, ternary, twos_complement
 from hwsim.device.store import Rram, Ternary, draw, place
 from hwsim.network.vgg_bntt import VggBntt, build
 from hwsim.recipe.account import count
 from hwsim.recipe.settings import Account
+from hwsim.report import plot
 from hwsim.report.energy import COLUMNS, SPARSITY_COLUMNS, Held, energy_rows, sparsity_rows
 from hwsim.report.plot import accuracy_figure, energy_figure
 from hwsim.report.table import aligned, csv_bytes
@@ -52,7 +54,7 @@ def counted(net: VggBntt, x: torch.Tensor, seed: int = 9) -> Counts:
 
 
 def rows_of(counts: Counts, card: Card = CARD, synapses: str = "inbounds", pooled: str = "mac") -> list[dict]:
-    held = dict.fromkeys(counts.layers, Held(4, 0.75))
+    held = dict.fromkeys(counts.layers, (Held(4, 0.75),))
     return energy_rows(counts, card, held, run_id="vat-1", synapses=synapses, pooled=pooled)
 
 
@@ -358,23 +360,23 @@ def test_a_network_is_counted_as_programmed_without_spread():
     net = network("direct")
     place(net, {"conv2": Rram(bits=2, sigma=0.5), "conv3": Ternary(sigma=0.5)})
     draw(net, seeded(0))
-    counts, held, levels = count(net, DATA, Account(of="vat", samples=10), seed=1)
+    counts, held, levels = count([net], DATA, Account(of="vat", samples=10), seed=1)
     assert net.conv2.z is None
     assert counts.images == 10
     three = ternary(net.conv3.weight.detach())[0]
-    assert held["conv1"] == (32, 1.0)
-    assert held["conv2"] == (2, 1.0)
-    assert held["conv3"] == (2, pytest.approx(float((three != 0).double().mean())))
+    assert held["conv1"] == held["fc1"] == ((32, 1.0, "synapse"),)
+    assert held["conv2"] == ((2, 1.0, "synapse"),)
+    assert held["conv3"] == ((2, pytest.approx(float((three != 0).double().mean())), "synapse"),)
     used = len(dorefa(net.conv2.weight.detach(), 2)[0].unique())
     assert levels == [
-        {"layer": "conv2", "bits": 2, "levels_used": used, "weights": 3 * 2 * 9},
-        {"layer": "conv3", "bits": 2, "levels_used": len(three.unique()), "weights": 4 * 3 * 9},
+        {"layer": "conv2", "part": "synapse", "bits": 2, "levels_used": used, "weights": 3 * 2 * 9},
+        {"layer": "conv3", "part": "synapse", "bits": 2, "levels_used": len(three.unique()), "weights": 4 * 3 * 9},
     ]
 
 
 def test_samples_are_the_first_test_images_over_all_batches_and_at_most_all():
     net = network("direct")
-    sizes = [count(net, DATA, Account(of="vat", samples=n), seed=1)[0] for n in (129, 1000)]
+    sizes = [count([net], DATA, Account(of="vat", samples=n), seed=1)[0] for n in (129, 1000)]
     assert [c.images for c in sizes] == [129, 140]
     first = Counts(3)
     x = (DATA.test.images_NCHW[:129] / 255 - 0.5) / torch.tensor([0.2, 0.3]).view(1, 2, 1, 1)
@@ -384,7 +386,7 @@ def test_samples_are_the_first_test_images_over_all_batches_and_at_most_all():
 
 def test_counting_twice_gives_the_same_rows_and_another_seed_others():
     net = network()
-    rows = [rows_of(count(net, DATA, Account(of="vat", samples=20), seed=s)[0]) for s in (1, 1, 2)]
+    rows = [rows_of(count([net], DATA, Account(of="vat", samples=20), seed=s)[0]) for s in (1, 1, 2)]
     assert rows[0] == rows[1]
     assert rows[0] != rows[2]
 
@@ -410,8 +412,176 @@ def test_the_bits_of_an_average_follow_from_how_many_spikes_it_averages(plan, pa
     image = 3 * torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     counts = traced(plan, "poisson", image)
     assert counts.layers["fc1"].parts == parts
-    held = dict.fromkeys(counts.layers, Held(32, 1.0))
+    held = dict.fromkeys(counts.layers, (Held(32, 1.0),))
     card = load_card("horowitz_45nm")
     rows = energy_rows(counts, card, held, run_id="r", synapses="inbounds", pooled="mac")
     mine = {r["input_bits"] for r in rows if r["layer"] == "fc1" and r["phase"] == "inference"}
     assert mine <= {1, bits} and (parts == 1 or bits in mine)
+
+
+# --------------------------------------------------------------------------------------------------------- two arrays
+
+
+def recovered(coding: str = "poisson", seed: int = 0, masked: bool = False) -> VggBntt:
+    """A network whose conv2 and conv3 have an RRAM and an SRAM part."""
+    net = network(coding)
+    sram = Masked(Sram(bits=3)) if masked else Sram(bits=3)
+    place(net, {"conv2": Hybrid(Rram(bits=2, sigma=0.5), sram), "conv3": Hybrid(Ternary(), sram, shift_bit=1)})
+    for layer in (net.conv2, net.conv3):
+        shape = layer.weight.shape
+        layer.rram = layer.weight.detach().clone()
+        layer.weight.data = 0.3 * torch.randn(shape, generator=seeded(seed))
+        layer.mask = torch.rand(shape, generator=seeded(seed + 100)) < 0.5 if masked else None
+    return net
+
+
+def priced(nets: list, samples: int = 10, synapses: str = "inbounds", pooled: str = "mac"):
+    """(rows of energy.csv, counts, held, levels) of a network or an ensemble."""
+    counts, held, levels = count(nets, DATA, Account(of="recover", samples=samples), seed=1)
+    how = {"run_id": "r", "synapses": synapses, "pooled": pooled}
+    return energy_rows(counts, CARD, held, **how), counts, held, levels
+
+
+def by_array(rows: list[dict], phase: str = "inference") -> dict[tuple[str, str, str], float]:
+    """(layer, component, action) → count, without the total."""
+    return {(r["layer"], r["component"], r["action"]): r["count"] for r in rows if r["phase"] == phase
+            and r["layer"] != "TOTAL"}  # fmt: skip
+
+
+def test_a_hybrid_layer_is_held_in_two_arrays_with_their_own_bits_density_and_levels():
+    net = recovered(masked=True)
+    draw(net, seeded(0))
+    rows, _, held, levels = priced([net])
+    assert net.conv2.z is None
+    assert [(h.bits, h.component) for h in held["conv2"]] == [(2, "rram"), (3, "sram")]
+    assert [(h.bits, h.component) for h in held["conv3"]] == [(2, "rram"), (3, "sram")]
+    assert held["conv1"] == held["fc2"] == ((32, 1.0, "synapse"),)
+    levels_of = {"conv2": dorefa(net.conv2.rram, 2), "conv3": ternary(net.conv3.rram)}
+    for name, (level, scale) in levels_of.items():
+        layer = net.get_submodule(name)
+        words = twos_complement(layer.weight.detach(), 3, scale * (2 if name == "conv3" else 1)) * layer.mask
+        for array, part in zip(held[name], (level, words), strict=True):
+            assert array.density == float((part != 0).double().mean())
+        found = [r for r in levels if r["layer"] == name]
+        assert [(r["part"], r["bits"], r["levels_used"]) for r in found] == [
+            ("rram", 2, len(level.unique())), ("sram", 3, len(words.unique()))]  # fmt: skip
+        assert {r["weights"] for r in found} == {layer.weight.numel()}
+        assert 0 < held[name][1].density < 0.6
+    assert [(r["weight_bits"], r["weight_density"]) for r in rows if r["layer"] == "conv2"][:2] == [
+        (2, held["conv2"][0].density), (3, held["conv2"][1].density)]  # fmt: skip
+    assert {r["layer"] for r in levels} == {"conv2", "conv3"}
+
+
+def test_an_sram_part_of_floats_has_their_bits():
+    net = recovered()
+    place(net, {"conv2": Hybrid(Rram(bits=2), Sram(bits=3, quantizer="none"))})
+    assert [h.bits for h in priced([net])[2]["conv2"]] == [2, 32]
+
+
+@pytest.mark.parametrize("coding", ["poisson", "direct"])
+@pytest.mark.parametrize("pooled", ["mac", "ac"])
+def test_every_input_event_reads_both_arrays_of_a_hybrid_layer_and_the_one_of_others(coding, pooled):
+    net, x = recovered(coding), picture(4)
+    counts = counted(net, x)
+    hybrid = {n: (Held(2, 1.0, "rram"), Held(3, 0.5, "sram")) for n in ("conv2", "conv3")}
+    held = {n: hybrid.get(n, (Held(32, 1.0),)) for n in counts.layers}
+    how = {"run_id": "r", "synapses": "inbounds", "pooled": pooled}
+    rows = energy_rows(counts, CARD, held, **how)
+    expected = {}
+    for (layer, action), operations in slow_counts(net, x).items():
+        action = "ac" if pooled == "ac" and layer != "conv1" else action
+        for component in ("rram", "sram") if layer in hybrid else ("synapse",):
+            key = (layer, component, action)
+            expected[key] = expected.get(key, 0) + operations
+    found = by_array(rows)
+    assert {k: v for k, v in found.items() if v} == pytest.approx({k: v for k, v in expected.items() if v}, rel=1e-12)
+    for layer in hybrid:
+        reads = [sum(v for k, v in found.items() if k[:2] == (layer, part)) for part in ("rram", "sram")]
+        assert reads[0] == reads[1] > 0
+    # The ordinary network of this shape has one weight at each place.
+    once = energy_rows(counts, CARD, {n: (h[0],) for n, h in held.items()}, **how)
+    ann = [[r for r in some if r["phase"] == "ann_inference"] for some in (rows, once)]
+    assert ann[0] == ann[1]
+
+
+def test_totals_of_two_arrays_are_sums():
+    rows, *_ = priced([recovered()])
+    for phase in ("inference", "ann_inference"):
+        part = [r for r in rows if r["phase"] == phase and r["layer"] != "TOTAL"]
+        (total,) = [r for r in rows if r["phase"] == phase and r["layer"] == "TOTAL"]
+        for column in ("count", "energy_pj", "share"):
+            assert total[column] == pytest.approx(sum(r[column] for r in part), rel=1e-12)
+    assert {r["component"] for r in rows} == {"synapse", "rram", "sram", "all"}
+    twice = sum(r["energy_pj"] for r in rows if r["component"] in ("rram", "sram"))
+    once = sum(r["energy_pj"] for r in rows if r["component"] == "rram")
+    assert twice == pytest.approx(2 * once) and once > 0
+
+
+# ---------------------------------------------------------------------------------------------------------- ensembles
+
+
+@pytest.mark.parametrize("coding", ["poisson", "direct"])
+def test_counts_of_an_ensemble_are_the_sums_of_its_networks(coding):
+    nets = [recovered(coding, seed) for seed in range(3)]
+    (together, counts, held, levels), alone = priced(nets), [priced([net]) for net in nets]
+    each = [by_array(rows) for rows, *_ in alone]
+    assert each[0] != each[1]
+    keys = {k for some in each for k in some}
+    assert by_array(together) == pytest.approx({k: sum(some.get(k, 0) for some in each) for k in keys}, rel=1e-12)
+    totals = [[r["energy_pj"] for r in rows if r["layer"] == "TOTAL" and r["phase"] == "inference"][0]
+              for rows in (together, *(a[0] for a in alone))]  # fmt: skip
+    assert totals[0] == pytest.approx(sum(totals[1:]))
+    # One ordinary network of the same shape stands beside them, and one set of images.
+    assert by_array(together, "ann_inference") == by_array(alone[0][0], "ann_inference")
+    assert counts.images == 10 and {r["samples"] for r in together} == {10}
+    assert levels == alone[0][3]
+    for name, arrays in held.items():
+        for i, array in enumerate(arrays):
+            mean = sum(a[2][name][i].density for a in alone) / 3
+            assert array == (alone[0][2][name][i].bits, pytest.approx(mean), alone[0][2][name][i].component)
+
+
+@pytest.mark.parametrize("coding", ["poisson", "direct"])
+def test_fractions_of_an_ensemble_are_those_of_all_its_neurons_and_inputs(coding):
+    nets = [recovered(coding, seed) for seed in range(3)]
+    together, alone = priced(nets), [priced([net]) for net in nets]
+    parts = [sparsity_rows(a[1], "r") for a in alone]
+    for row, *each in zip(sparsity_rows(together[1], "r"), *parts, strict=True):
+        for column in ("neurons", "spikes", "inputs", "nonzero_inputs"):
+            assert row[column] == pytest.approx(sum(r[column] for r in each)), column
+        assert 0 <= row["nonzero_inputs"] <= row["inputs"]
+        if row["neurons"]:
+            assert row["zeros_fraction"] == pytest.approx(sum(r["zeros_fraction"] for r in each) / 3)
+            assert 0 <= row["zeros_fraction"] <= 1
+    density = [{(r["layer"], r["component"]): r["input_density"] for r in rows if r["phase"] == "inference"
+                and r["layer"] != "TOTAL"} for rows in (together[0], *(a[0] for a in alone))]  # fmt: skip
+    for key, found in density[0].items():
+        assert found == pytest.approx(sum(d[key] for d in density[1:]) / 3)
+        assert 0 <= found <= 1
+
+
+def test_counting_an_ensemble_leaves_the_counts_of_its_networks_alone():
+    nets = [recovered(seed=seed) for seed in range(2)]
+    first = priced(nets[:1])[0]
+    priced(nets)
+    assert priced(nets[:1])[0] == first
+
+
+def test_the_figure_of_energy_stacks_both_arrays(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, "_png", lambda figure: drawn.append(figure) or b"")
+    rows, *_ = priced([recovered("direct")])
+    energy_figure(rows, "title")
+    layers = ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    additions, multiplications, ordinary = ([bar.get_height() for bar in bars] for bars in drawn[0].axes[0].containers)
+
+    def nanojoule(phase: str, action: str) -> list[float]:
+        return [sum(r["energy_pj"] for r in rows if (r["layer"], r["phase"], r["action"]) == (n, phase, action)) / 1000
+                for n in layers]  # fmt: skip
+
+    assert additions == pytest.approx(nanojoule("inference", "ac"))
+    assert multiplications == pytest.approx(nanojoule("inference", "mac"))
+    assert ordinary == pytest.approx(nanojoule("ann_inference", "mac"))
+    bottoms = [bar.get_y() for bar in drawn[0].axes[0].containers[1]]
+    assert bottoms == pytest.approx(additions)
+    assert [t.get_text() for t in drawn[0].axes[0].get_xticklabels()] == layers

@@ -15,7 +15,7 @@ from hwsim.data.image import ImageData, Split, normalize
 from hwsim.device.store import Ideal, Rram, draw, place
 from hwsim.network.layer import Linear
 from hwsim.network.vgg_bntt import VggBntt
-from hwsim.recipe.evaluate import interval, measure, over_chips
+from hwsim.recipe.evaluate import Ensemble, interval, measure, over_chips
 from hwsim.recipe.randomness import generator as derived
 from hwsim.recipe.settings import Evaluate
 
@@ -28,7 +28,7 @@ def split(n: int, seed: int) -> Split:
     return Split(images, torch.randint(0, CLASSES, (n,), generator=generator))
 
 
-DATA = ImageData("noise", split(4, 1), split(4, 2), split(22, 3), CLASSES, (0.5,), (0.3,), "")
+DATA = ImageData("noise", split(24, 1), split(4, 2), split(22, 3), CLASSES, (0.5,), (0.3,), "")
 
 
 class Classifier(nn.Module):
@@ -53,7 +53,19 @@ class Classifier(nn.Module):
 
 def evaluated(net: nn.Module, seed: int = 5, **changes) -> list[dict]:
     stage = Evaluate(**{"of": ["net"], "chips": 4, "batch_size": 8} | changes)
-    return list(over_chips(net, DATA, stage, seed, lambda n: None))
+    return list(over_chips(lambda chip: [net], range(stage.chips), DATA, stage, seed, lambda n: None))
+
+
+def spiking(seed: int, store=None) -> VggBntt:
+    """A small spiking network with statistics of the training images."""
+    net = VggBntt(
+        (3, "A", 4, "A"), 6, channels=1, size=(4, 4), classes=CLASSES, steps=3,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    for _ in range(20):
+        net(normalize(DATA.train.images_NCHW, DATA.mean, DATA.std), torch.Generator().manual_seed(1))
+    place(net, {"conv*": store or Rram(bits=1, sigma=0.3)})
+    return net
 
 
 def names(tensors: list[torch.Tensor]) -> list[bytes]:
@@ -215,21 +227,149 @@ def test_drop_last_reaches_every_chip():
 
 def test_finished_chips_are_reported_with_their_images():
     done = []
-    list(over_chips(Classifier(), DATA, Evaluate(of=["net"], chips=3, batch_size=8), 5, done.append))
+    net = Classifier()
+    list(over_chips(lambda chip: [net], range(3), DATA, Evaluate(of=["net"], batch_size=8), 5, done.append))
     assert done == [22, 22, 22]
+
+
+def test_the_chips_asked_for_are_measured_and_none_depends_on_the_others():
+    net = Classifier()
+    rows = evaluated(net, chips=6)
+    stage = Evaluate(of=["net"], batch_size=8)
+    some = list(over_chips(lambda chip: [net], (5, 2), DATA, stage, 5, lambda n: None))
+    assert some == [rows[5], rows[2]]
+
+
+def test_each_chip_may_have_a_network_of_its_own():
+    nets = {chip: Classifier(outputs=CLASSES) for chip in (1, 3)}
+    with torch.no_grad():
+        nets[3].fc.weight.neg_()
+    stage = Evaluate(of=["net"], batch_size=8)
+    rows = list(over_chips(lambda chip: [nets[chip]], (1, 3), DATA, stage, 5, lambda n: None))
+    assert [len(net.used) for net in nets.values()] == [3, 3]
+    for chip, row in zip((1, 3), rows, strict=True):
+        draw(nets[chip], derived(5, "chips", chip))
+        assert all(torch.equal(used, nets[chip].fc.store.read(nets[chip].fc)) for used in nets[chip].used)
+        alone = over_chips(lambda _, chip=chip: [nets[chip]], (chip,), DATA, stage, 5, lambda n: None)
+        assert list(alone) == [row]
 
 
 def test_a_spiking_network_gives_the_same_rows_twice(backend):
     def rows() -> list[dict]:
-        net = VggBntt(
-            (3, "A", 4, "A"), 6, channels=1, size=(4, 4), classes=CLASSES, steps=3,
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
-        net(normalize(DATA.train.images_NCHW, DATA.mean, DATA.std), torch.Generator().manual_seed(1))
-        place(net, {"conv*": Rram(bits=1, sigma=0.3)})
+        net = spiking(0)
         before = {k: v.clone() for k, v in net.state_dict().items()}
         found = evaluated(net)
         assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
         return found
 
     assert rows() == rows()
+
+
+# --------------------------------------------------------------------------------------------------------- adaptation
+
+
+def adapting(nets: list, chips=range(4), **changes) -> list[dict]:
+    stage = Evaluate(**{"of": ["net"], "batch_size": 8, "adapt_batch_size": 8} | changes)
+    return list(over_chips(lambda chip: nets, chips, DATA, stage, 5, lambda n: None))
+
+
+def test_without_and_with_adaptation_stand_side_by_side():
+    net = spiking(0)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    both, plain, adapted = (adapting([net], adapt=a) for a in ([0, 2], [0], [2]))
+    assert [(r["chip"], r["adapt_batches"]) for r in both] == [(c, a) for c in range(4) for a in (0, 2)]
+    assert [r for r in both if r["adapt_batches"] == 0] == plain == evaluated(net)
+    assert [r for r in both if r["adapt_batches"] == 2] == adapted
+    assert [r["accuracy"] for r in plain] != [r["accuracy"] for r in adapted]
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.conv1.z is None
+
+
+def test_an_adapted_chip_does_not_depend_on_the_others():
+    net = spiking(0)
+    rows = adapting([net], range(5), adapt=[1, 3])
+    for chip in (4, 1):
+        assert adapting([net], [chip], adapt=[1, 3]) == [r for r in rows if r["chip"] == chip]
+
+
+def test_every_chip_is_adapted_by_images_in_an_order_and_coding_of_its_own():
+    class Listening(VggBntt):
+        """Writes down the images that it is adapted by, and the state of the generator that codes them."""
+
+        def encode(self, x_BCHW, generator=None):
+            if self.training:
+                self.seen.append((x_BCHW.numpy().tobytes(), generator.get_state().numpy().tobytes()))
+            return super().encode(x_BCHW, generator)
+
+    net = spiking(0)
+    net.__class__, net.seen = Listening, []
+    adapting([net], range(2), adapt=[0, 2])
+    assert [len(set(each)) for each in zip(*net.seen, strict=True)] == [4, 4]
+    first = net.seen[:2]
+    net.seen = []
+    adapting([net], range(1), adapt=[1, 2])
+    assert net.seen == [first[0], *first]  # fewer batches are the first of more
+
+
+# --------------------------------------------------------------------------------------------------------- ensembles
+
+
+class Member(VggBntt):
+    """A spiking network that writes down the spikes and the chip that it meets, and its logits."""
+
+    def run(self, x_TBCHW, account=False):
+        out = super().run(x_TBCHW, account)
+        self.__dict__.setdefault("met", []).append((self.training, x_TBCHW.clone(), self.conv1.z.clone(), out[0]))
+        return out
+
+
+def members(*stores) -> list[VggBntt]:
+    nets = [spiking(seed, store) for seed, store in enumerate(stores)]
+    for net in nets:
+        net.__class__ = Member
+    return nets
+
+
+def test_the_logits_of_an_ensemble_are_the_mean_of_its_networks(backend):
+    nets = [spiking(seed) for seed in range(3)]
+    for net in nets:
+        draw(net, derived(1, "chips", 0))
+    x = normalize(DATA.test.images_NCHW, DATA.mean, DATA.std)
+    with torch.no_grad():
+        logits, _ = Ensemble(nets).eval()(x, derived(1, "coding"))
+        spikes = nets[0].encode(x, derived(1, "coding"))
+        each = [net.eval().run(spikes)[0] for net in nets]
+    assert not torch.equal(each[0], each[1])
+    torch.testing.assert_close(logits, sum(each) / 3)
+    assert not any(net.training for net in Ensemble(nets).eval().nets)
+
+
+def test_networks_of_an_ensemble_meet_the_same_chip_and_the_same_spikes():
+    weak, strong = Rram(bits=1, sigma=0.1), Rram(bits=1, sigma=0.4)
+    nets = members(weak, strong, weak)
+    rows = adapting(nets, adapt=[0, 1], chips=range(2))
+    met = [net.met for net in nets]
+    assert len(met[0]) == 2 * (3 + 1 + 3)  # two chips: the test set, one batch to adapt by, the test set
+    for one, other, third in zip(*met, strict=True):
+        assert one[0] == other[0] == third[0]
+        assert torch.equal(one[1], other[1]) and torch.equal(one[1], third[1])
+        assert torch.equal(one[2], other[2]) and torch.equal(one[2], third[2])
+    chips = [z.numpy().tobytes() for _, _, z, _ in met[0]]
+    assert len(set(chips[:7])) == len(set(chips[7:])) == 1 and chips[0] != chips[7]
+    # Each row is recomputed from the logits that the networks gave.
+    for start, row in zip((0, 4, 7, 11), rows, strict=True):
+        mean = sum(torch.cat([m[3] for m in each[start : start + 3]]) for each in met) / 3
+        assert row["accuracy"] == (mean.argmax(1) == DATA.test.labels_N).sum().item() / 22
+    assert all(net.conv1.z is None for net in nets)
+
+
+def test_an_ensemble_of_equal_networks_is_the_network():
+    alone, two = adapting([spiking(0)], adapt=[0, 2]), adapting([spiking(0), spiking(0)], adapt=[0, 2])
+    assert alone == two
+
+
+def test_redrawing_for_every_batch_gives_an_ensemble_one_chip_a_batch():
+    nets = members(Rram(bits=1, sigma=0.3), Rram(bits=1, sigma=0.3))
+    adapting(nets, redraw="batch", chips=range(1))
+    chips = [[z.numpy().tobytes() for _, _, z, _ in net.met] for net in nets]
+    assert chips[0] == chips[1] and len(set(chips[0])) == 3

@@ -132,7 +132,11 @@ def test_import_hwsim_is_lean():
     assert "torch" in loaded_by("import hwsim.device.store")[1]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["recipe"], ["recipe", "vat", "--help"], ["device"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["recipe"], ["recipe", "vat", "--help"], ["recipe", "sram-recover", "--help"], ["device"]],
+    ids=" ".join,
+)
 def test_looking_around_does_not_import_torch(arguments):
     out, heavy = loaded_by("import runpy; runpy.run_module('hwsim', run_name='__main__')", *arguments)
     assert out

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,10 +18,14 @@ from hwsim.device.quantize import (
     straight_through,
     ternarize,
     ternary,
+    twos_complement,
     xnor,
+    xnor_gradient,
 )
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "device.json").read_text(encoding="utf-8"))
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = json.loads((FOLDER / "device.json").read_text(encoding="utf-8"))
+GRADIENT = json.loads((FOLDER / "hybrid.json").read_text(encoding="utf-8"))["xnor_grad_rewrite"]
 BITS = [1, 2, 3, 4, 8]
 
 weights = st.lists(st.floats(-4, 4, width=32, allow_subnormal=False), min_size=1, max_size=40).map(torch.tensor)
@@ -167,6 +172,108 @@ def test_ternarize_takes_the_limits_themselves():
     assert ternarize(torch.tensor([0.25, 0.125, -0.125]), -0.125, 0.25).tolist() == [1, 0, -1]
 
 
+def rounded(k: int, divisor: int) -> int:
+    """k/divisor to the nearest whole number, half to even, in whole numbers alone."""
+    whole, rest = divmod(k, divisor)
+    return whole + (2 * rest > divisor or (2 * rest == divisor and whole % 2 == 1))
+
+
+@quick
+@given(
+    st.lists(st.integers(-(2**14), 2**14), min_size=1, max_size=40), st.sampled_from(range(1, 9)), st.integers(-6, 6)
+)
+def test_twos_complement_is_that_of_whole_numbers(ks, bits, exponent):
+    # w = k/2^10 and F = 2^exponent, so w/F · m = k·m/2^(10 + exponent): nothing is rounded but the level.
+    k, m = np.array(ks), 2 ** (bits - 1)
+    level = twos_complement(torch.tensor(ks) / 2**10, bits, 2.0**exponent)
+    code = (level.double().numpy() * m).astype(np.int64)
+    assert (code / m == level.double().numpy()).all()
+    wanted = np.array([rounded(int(v) * m, 2 ** (10 + exponent)) for v in k])
+    assert (code == np.clip(wanted, -m, m - 1)).all()
+    # The word's bits, read back: the sign bit counts -m.
+    word = code & (2**bits - 1)
+    assert (word - (word & m) * 2 == code).all()
+
+
+@quick
+@given(weights, st.sampled_from(range(1, 9)), st.floats(2**-6, 8, width=32))
+def test_twos_complement_holds_the_nearest_level(w, bits, full_scale):
+    m = 2 ** (bits - 1)
+    level = twos_complement(w, bits, full_scale).double()
+    inside = (w.double() / full_scale).clamp(-1, (m - 1) / m)
+    assert ((level - inside).abs() <= 0.5 / m * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_twos_complement_has_every_level_once_and_zero_among_them(bits):
+    m = 2 ** (bits - 1)
+    grid = [k / m for k in range(-m, m)]
+    assert twos_complement(torch.tensor(grid), bits, 1.0).tolist() == grid
+    assert twos_complement(torch.linspace(-1.2, 1.2, 4801), bits, 1.0).unique().tolist() == grid
+    assert 0.0 in grid and len(grid) == 2**bits
+
+
+@pytest.mark.parametrize("full_scale", [0.0, 1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_twos_complement_keeps_zero_and_has_no_negative_zero(bits, full_scale):
+    level = twos_complement(torch.tensor([0.0, -0.0, -1e-9, 1e-9]), bits, full_scale)
+    assert level.tolist() == [0] * 4
+    assert not torch.signbit(level).any()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_twos_complement_saturates_at_minus_one_and_a_step_below_one(bits):
+    m = 2 ** (bits - 1)
+    level = twos_complement(torch.tensor([-1e30, -1.0, 1.0, 1e30]), bits, 1.0)
+    assert level.tolist() == [-1, -1, (m - 1) / m, (m - 1) / m]
+
+
+def test_twos_complement_rounds_halves_to_even():
+    assert (twos_complement(torch.tensor([-1.5, -0.5, 0.5, 1.5, 2.5]) / 4, 3, 1.0) * 4).tolist() == [-2, 0, 0, 2, 2]
+
+
+@quick
+@given(weights, st.sampled_from(range(1, 9)), st.floats(2**-10, 2**10, width=32))
+def test_twos_complement_holds_what_it_held(w, bits, full_scale):
+    level = twos_complement(w, bits, full_scale)
+    assert torch.equal(twos_complement(level * full_scale, bits, full_scale), level)
+
+
+@quick
+@given(weights, st.sampled_from(range(1, 9)), st.floats(2**-6, 8, width=32), st.integers(-20, 20))
+def test_twos_complement_is_homogeneous_in_weight_and_full_scale(w, bits, full_scale, exponent):
+    w = torch.where(w.abs() > 1e-20, w, 0)  # so that no product is subnormal
+    c = 2.0**exponent
+    assert torch.equal(twos_complement(w * c, bits, full_scale * c), twos_complement(w, bits, full_scale))
+
+
+def test_twos_complement_without_full_scale_is_zero():
+    for zero in (0.0, torch.tensor(0.0)):
+        assert torch.equal(twos_complement(torch.tensor([-3.0, 0.0, 2.0]), 4, zero), torch.zeros(3))
+
+
+def test_twos_complement_takes_full_scale_as_number_or_tensor_of_any_type():
+    w = torch.linspace(-1, 1, 9)
+    wanted = twos_complement(w, 3, 0.5)
+    for full_scale in (torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)):
+        found = twos_complement(w, 3, full_scale)
+        assert torch.equal(found, wanted) and found.dtype == torch.float32
+    assert twos_complement(w.double(), 3, torch.tensor(0.5)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("w", "out"), [("w", "out"), ("also_fp_w", "also_fp_out")])
+def test_xnor_gradient_matches_the_reference_on_quantized_and_on_master_weights(w, out):
+    found = xnor_gradient(torch.tensor(GRADIENT[w]), torch.tensor(GRADIENT["grad"]))
+    torch.testing.assert_close(found, torch.tensor(GRADIENT[out]), atol=1e-5, rtol=1e-5)
+
+
+def test_xnor_gradient_works_on_linear_layers_and_vanishes_with_one_input():
+    w, g = torch.tensor([[0.5, -2.0], [0.0, 1.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    # Output 0: m = 1.25, A = (1 - 2)/2 = -0.5. Output 1: m = 0.5, A = 4/2 = 2, sign(0) = 0. All times (1 - 1/2) · 2.
+    assert xnor_gradient(w, g).tolist() == [[1.25 * 1 - 0.5, 0.5], [0.5 * 3, 0.5 * 4 + 2]]
+    assert torch.equal(xnor_gradient(w[:, :1], g[:, :1]), torch.zeros(2, 1))
+
+
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("bits", BITS)
 def test_there_is_one_boundary_between_two_levels(quantizer, bits):
@@ -226,6 +333,13 @@ def test_no_quantizer_looks_at_a_tensors_values(quantize):
     assert level.shape == (4, 3) and (level * scale).shape == (4, 3)
 
 
+@pytest.mark.parametrize("full_scale", [1.0, torch.empty((), device="meta")], ids=["number", "tensor"])
+def test_neither_words_nor_rewritten_gradients_look_at_a_tensors_values(full_scale):
+    w = torch.empty(4, 3, device="meta")
+    assert twos_complement(w, 3, full_scale).shape == (4, 3)
+    assert xnor_gradient(w, w).shape == (4, 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_quantizers_keep_the_weights_type_and_leave_it_alone(dtype):
     w = torch.linspace(-1, 1, 9, dtype=dtype)
@@ -244,3 +358,15 @@ def test_levels_on_cuda_are_the_same_numbers_as_on_the_cpu(bits):
         level = quantizer(w.cuda(), bits)[0].cpu()
         assert on_grid(level, quantizer.__name__, bits)
         assert (level != quantizer(w, bits)[0]).sum() <= 4  # tanh may differ in its last bit at a boundary
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_words_on_cuda_are_those_of_the_cpu_and_nothing_waits():
+    w, top = torch.linspace(-1, 1, 20001), torch.tensor(0.7)
+    on, top_on = w.cuda(), top.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [twos_complement(on, 4, 0.7), twos_complement(on, 4, top_on), xnor_gradient(on[None], on[None])]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(f.cpu(), twos_complement(w, 4, top)) for f in found[:2])

@@ -218,6 +218,7 @@ def test_a_mistake_is_not_reported_again_by_what_follows_from_it(file):
         (("[a]}", "[a]}\n  x: {do: account, of: a, card: my.yaml}"), "stages.x.card", "there is no such file"),
         (("title: t", "title: t\ndata: {limit: 40}"), "stages.a.batch_size", "128 is more than data.limit, 40"),
         (("title: t", "title: t\nsmoke: {net.stesp: 1}"), "smoke.net.stesp", "there is no place 'net.stesp'"),
+        (("title: t", "title: t\nfrom_replaces: b"), "from_replaces", "there is no stage 'b'"),
         (
             ("title: t", "title: t\noptions: {x: {sets: [net.stesp], help: h}}"),
             "options.x.sets",
@@ -283,10 +284,12 @@ PLACES = [p for text in (
     "net.width", "net.name", "data", "data.limit", "data.dir", "device", "device.card", "device.on", "device.weights",
     "device.weights.bits", "device.weights.clamp", "stages", "stages.start", "stages.start.do", "stages.start.epochs",
     "stages.vat.from", "stages.vat.lr", "stages.evaluate.of", "stages.evaluate.variation_scales", "stages.account.card",
-    "stages.account.of", "stages.new", "seed", "compute", "new",
+    "stages.account.of", "stages.new", "seed", "compute", "new", "from_replaces", "stages.vat.redraw",
+    "stages.vat.sram", "stages.evaluate.adapt",
 ) for p in [place_of(text)]]  # fmt: skip
 WORDS = [
     "train",
+    "recover",
     "load",
     "evaluate",
     "vat",
@@ -373,6 +376,111 @@ def test_an_option_that_has_nothing_left_to_set_is_refused(run):
     assert found == ["--baseline-epochs: sets only stages.baseline.epochs, of a stage that is taken from a run"]
 
 
+@pytest.mark.parametrize("name", ["sram-recover", "sram-prune"])
+def test_a_run_stands_for_the_stage_that_it_replaces_and_those_before_it_vanish(run, name):
+    r = resolve(Request(name, from_run=str(run)))
+    plain = resolve(Request(name)).recipe
+    stages = r.recipe.stages
+    assert list(stages) == [n for n in plain.stages if n != "baseline"] and next(iter(stages)) == "vat"
+    assert stages["vat"].model_dump() == {"do": "load", "run": str(run)}
+    for stage in stages:
+        if stage != "vat" and not stage.startswith("evaluate"):
+            assert stages[stage] == plain.stages[stage]
+        if stage.startswith("evaluate"):
+            assert stages[stage].of == [n for n in plain.stages[stage].of if n != "baseline"]
+    assert stages["evaluate-vat"].of == ["vat"]
+    assert r.document.where(("stages", "vat")) == f"--from {run}"
+
+
+@pytest.mark.parametrize("name", ["sram-recover", "sram-prune"])
+@pytest.mark.parametrize("option", ["baseline-epochs", "vat-epochs"])
+def test_an_option_of_stages_that_vanished_alone_is_refused_in_one_line(run, name, option):
+    stage = option.removesuffix("-epochs")
+    found = refused(Request(name, {option: "3"}, from_run=str(run)))
+    assert found == [f"--{option}: sets only stages.{stage}.epochs, of a stage that is taken from a run"]
+
+
+def test_an_option_of_other_stages_too_sets_these(run):
+    r = resolve(Request("sram-recover", {"var-scale": "4"}, from_run=str(run)))
+    scales = {n: s.variation_scale for n, s in r.recipe.stages.items() if hasattr(s, "variation_scale")}
+    assert scales == {"recover": 4, "recover-chip": 4}
+    assert r.recipe.stages["evaluate"].variation_scales == r.recipe.stages["evaluate-vat"].variation_scales == [4]
+    assert r.recipe.stages["vat"].do == "load" and "baseline" not in r.document.data["stages"]
+
+
+@pytest.mark.parametrize("name", ["sram-recover", "sram-prune"])
+@pytest.mark.parametrize("profiles", [("smoke",), ("faithful",), ("smoke", "faithful")], ids=" ".join)
+def test_profiles_pass_over_stages_that_vanished_and_set_the_others(run, name, profiles):
+    r = resolve(Request(name, from_run=str(run), **dict.fromkeys(profiles, True)))
+    assert "baseline" not in r.recipe.stages and r.recipe.stages["vat"].model_dump() == {"do": "load", "run": str(run)}
+    data = r.recipe.model_dump(by_alias=True)
+    for place, value in getattr(r.recipe, profiles[-1]).items():
+        if not place.startswith(("stages.baseline.", "stages.vat.", "net.")):
+            assert value_at(data, place_of(place)) == value, place
+    assert r.recipe.net == resolve(Request(TINY)).recipe.net  # the run's
+
+
+def test_setting_a_stage_that_vanished_is_refused(run):
+    (message,) = refused(Request("sram-recover", sets=["stages.baseline.epochs=3"], from_run=str(run)))
+    assert "there is no 'baseline' here" in message
+
+
+def test_without_a_run_nothing_is_replaced():
+    r = resolve(Request("sram-recover", {"baseline-epochs": "3", "vat-epochs": "4"}, faithful=True)).recipe
+    assert r.from_replaces == "vat"
+    assert [s.do for s in r.stages.values()][:3] == ["train", "train", "recover"]
+    assert (r.stages["baseline"].epochs, r.stages["vat"].epochs, r.stages["vat"].start) == (3, 4, None)
+
+
+CHAIN = """\
+title: t
+options:
+  first: {sets: [stages.a.epochs], help: h}
+  both: {sets: [stages.a.epochs, stages.d.epochs], help: h}
+smoke: {stages.a.epochs: 1, stages.b.epochs: 1, stages.d.epochs: 1}
+device: {weights: {bits: 1}}
+from_replaces: c
+stages:
+  a: {do: train, epochs: 9}
+  b: {do: train, from: a, epochs: 9}
+  c: {do: train, from: b, epochs: 9}
+  d: {do: train, from: c, epochs: 9}
+  e: {do: evaluate, of: [a, b, c, d]}
+  f: {do: evaluate, of: [b, d], variation_scales: [4]}
+"""
+
+
+def test_all_stages_before_the_one_replaced_vanish_from_every_list(run, file):
+    path = file(CHAIN)
+    r = resolve(Request(path, from_run=str(run), smoke=True)).recipe
+    assert list(r.stages) == ["c", "d", "e", "f"]
+    assert (r.stages["e"].of, r.stages["f"].of) == (["c", "d"], ["d"])
+    assert r.stages["d"].epochs == 1
+    r = resolve(Request(path, {"both": "5"}, from_run=str(run))).recipe
+    assert r.stages["d"].epochs == 5
+    assert refused(Request(path, {"first": "5"}, from_run=str(run))) == [
+        "--first: sets only stages.a.epochs, of a stage that is taken from a run"]  # fmt: skip
+    assert list(resolve(Request(path)).recipe.stages) == list("abcdef")
+
+
+def test_without_from_replaces_it_is_the_first_stage(run, file):
+    r = resolve(Request(file(CHAIN.replace("from_replaces: c\n", "")), from_run=str(run))).recipe
+    assert list(r.stages) == list("abcdef") and r.stages["a"].do == "load" and r.stages["b"].do == "train"
+
+
+def test_a_stage_that_rests_on_one_that_vanished_is_refused(run, file):
+    (message,) = refused(Request(file(CHAIN.replace("from: c, ", "from: b, ")), from_run=str(run)))
+    assert "stages.d.from: no earlier stage has a network 'b'" in message
+    text = CHAIN + "  g: {do: account, of: a}\n"
+    (message,) = refused(Request(file(text), from_run=str(run)))
+    assert "stages.g.of: no earlier stage has a network 'a'" in message
+
+
+def test_a_run_cannot_replace_a_stage_that_is_not_there(run, file):
+    found = refused(Request(file(CHAIN.replace("from_replaces: c", "from_replaces: x")), from_run=str(run)))
+    assert any("from_replaces: there is no stage 'x'" in m for m in found)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "x").mkdir()
     assert "this is no run folder" in refused(Request("vat", from_run=str(tmp_path / "x")))[0]
@@ -394,8 +502,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         Request("vat", faithful=True, compute="cpu"),
         Request(TINY, {"data-dir": "a\nb"}),
         Request("vat", {"card": "ideal"}, ["device.weights.bits=null"]),
+        Request("sram-recover", {"shift-bit": "-1,0,1", "adapt": "0,5"}, smoke=True),
+        Request("sram-prune", {"start": "recover"}, faithful=True),
     ],
-    ids=["vat", "options", "faithful", "tiny", "ideal"],
+    ids=["vat", "options", "faithful", "tiny", "ideal", "ensemble", "prune"],
 )
 def test_what_show_prints_resolves_to_the_same_recipe(file, request_):
     first = resolve(request_)
@@ -405,9 +515,15 @@ def test_what_show_prints_resolves_to_the_same_recipe(file, request_):
     assert resolve(Request(file(shown(again)))).recipe == first.recipe
 
 
-def test_what_show_prints_of_a_run_that_is_continued_resolves_without_from(run, file):
-    first = resolve(Request("vat", from_run=str(run)))
-    assert resolve(Request(file(shown(first)))).recipe == first.recipe
+@pytest.mark.parametrize("name", ["vat", "sram-recover", "sram-prune"])
+def test_what_show_prints_of_a_run_that_is_continued_resolves_without_from(run, file, name):
+    first = resolve(Request(name, from_run=str(run)))
+    path = file(shown(first))
+    assert resolve(Request(path)).recipe == first.recipe
+    smoked = resolve(Request(path, smoke=True)).recipe
+    assert smoked.stages == resolve(Request(name, from_run=str(run), smoke=True)).recipe.stages
+    assert refused(Request(path, {"baseline-epochs": "3"})) == [
+        "--baseline-epochs: sets only stages.baseline.epochs, of a stage that is taken from a run"]  # fmt: skip
 
 
 def test_show_tells_where_each_value_came_from(run):

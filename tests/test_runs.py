@@ -17,7 +17,10 @@ from command_line import TINY, Done, child, hwsim, refused
 from scipy.stats import t
 
 from hwsim.recipe import checkpoint
-from hwsim.recipe.summary import ACCURACY, CHIPS, GAINS, LEVELS, METRICS
+from hwsim.recipe.checkpoint import FORMAT
+from hwsim.recipe.recover import SRAM_COLUMNS
+from hwsim.recipe.results import ACCURACY, GAINS
+from hwsim.recipe.summary import CHIPS, LEVELS, METRICS
 from hwsim.report.energy import COLUMNS, SPARSITY_COLUMNS
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
@@ -157,7 +160,7 @@ def test_energies_add_up_and_name_the_run(finished):
 
 def test_one_bit_cells_use_two_levels(finished):
     rows = table(finished, "levels.csv")
-    assert [(r["layer"], r["bits"]) for r in rows] == [("conv1", "1"), ("conv2", "1"), ("conv3", "1")]
+    assert [(r["layer"], r["part"], r["bits"]) for r in rows] == [(f"conv{i}", "synapse", "1") for i in (1, 2, 3)]
     assert {r["levels_used"] for r in rows} <= {"1", "2"}
 
 
@@ -205,7 +208,9 @@ def test_the_same_command_again_does_nothing_and_leaves_the_same_bytes(copied):
         (["--start-epochs", "2"], []),
         (["--quant", "2"], []),
         (["--seed", "7"], []),
-        (["--set", "device.weights.redraw=chip"], []),
+        (["--set", "stages.vat.redraw=chip"], ["start"]),
+        (["--set", "stages.vat.gradient=xnor"], ["start"]),
+        (["--set", "stages.evaluate.adapt=[0, 1]", "--set", "stages.evaluate.adapt_batch_size=8"], ["start", "vat"]),
         (["--set", "data.limit=41"], []),
     ],
     ids=lambda v: " ".join(v),
@@ -264,7 +269,7 @@ def test_a_damaged_run_is_refused_in_one_line_and_mended_by_what_it_says(copied,
     elif damage == "changed rows":
         record.write_text(record.read_text().replace('"accuracy": 0.', '"accuracy": 0.9', 1))
     else:
-        record.write_text(record.read_text().replace('"format": 1', '"format": 99', 1))
+        record.write_text(record.read_text().replace(f'"format": {FORMAT}', '"format": 99', 1))
     done = hwsim("recipe", TINY, "--runs", copied, "--quiet")
     stage = "vat" if "weights" in damage else "evaluate"
     assert done.code == 2 and len(done.lines) == 1 and str(folder / stage) in done.err and not done.out
@@ -490,6 +495,231 @@ def test_a_damaged_run_to_start_from_is_refused(copied, tmp_path, name):
 
 def test_a_run_of_another_format_to_start_from_is_refused(copied, tmp_path):
     file = only(copied) / "vat" / "stage.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2', 1))
+    file.write_text(file.read_text().replace(f'"format": {FORMAT}', '"format": 99', 1))
     (line,) = refused("recipe", "evaluate", "--from", only(copied), "--runs", tmp_path).splitlines()
-    assert "written in format 2, this hwsim reads 1" in line
+    assert f"written in format 99, this hwsim reads {FORMAT}" in line
+
+
+# --- with SRAM ----------------------------------------------------------------------------------------------------
+
+SRAM = """
+  recover: {do: recover, from: vat, epochs: 1, batch_size: 16, validation_chips: 1, sram: {shift_bits: [0, 1]}}
+  own: {do: recover, from: vat, redraw: chip, fixed_chips: 2, epochs: 2, batch_size: 16, validation_chips: 1}
+  evaluate:
+    {do: evaluate, of: [start, vat, recover, own], chips: 3, variation_scales: [0, 2], adapt: [0, 2],
+     adapt_batch_size: 16}
+  account: {do: account, of: recover, samples: 10}
+"""
+VIEWS = ("start", "vat", "recover", "recover/shift+0", "recover/shift+1", "own")
+
+
+@pytest.fixture(scope="module")
+def sram_file(tmp_path_factory) -> Path:
+    """The tiny recipe with two recoveries: an ensemble for any chip, and a network for each of two chips."""
+    path = tmp_path_factory.mktemp("recipe") / "sram.yaml"
+    path.write_text(Path(TINY).read_text().split("  evaluate: {")[0] + SRAM.lstrip("\n"))
+    return path
+
+
+def recover(file: Path, runs: Path, *arguments: str | Path) -> Done:
+    done = hwsim("recipe", file, "--runs", runs, *arguments)
+    assert done.code == 0, done
+    return done
+
+
+@pytest.fixture(scope="module")
+def recovered(sram_file, tmp_path_factory) -> Path:
+    """A finished run of it. Tests only read it."""
+    runs = tmp_path_factory.mktemp("runs")
+    recover(sram_file, runs)
+    return only(runs)
+
+
+def rows_of(folder: Path, *networks: str) -> list[dict[str, str]]:
+    return [
+        {k: v for k, v in r.items() if k != "stage"} for r in table(folder, "chips.csv") if r["network"] in networks
+    ]
+
+
+def test_several_networks_of_a_stage_lie_in_files_of_their_own(recovered):
+    weights = sorted(str(p.relative_to(recovered)) for p in recovered.rglob("weights*"))
+    assert weights == [
+        "own/weights-chip0.safetensors", "own/weights-chip1.safetensors", "recover/weights-shift+0.safetensors",
+        "recover/weights-shift+1.safetensors", "start/weights.safetensors", "vat/weights.safetensors",
+    ]  # fmt: skip
+    said = json.loads((recovered / "own" / "stage.json").read_text())
+    assert [(m["file"], m["chip"], m["shift_bit"]) for m in said["members"]] == [
+        ("weights-chip0.safetensors", 0, 0), ("weights-chip1.safetensors", 1, 0)]  # fmt: skip
+    assert set(said["files"]) == {m["file"] for m in said["members"]}
+    assert not list(recovered.rglob("resume*"))
+
+
+@pytest.mark.parametrize("name", ["sram.csv", *TABLES])
+def test_a_table_of_a_run_with_sram_has_the_columns_that_are_declared(recovered, name):
+    rows = table(recovered, name)
+    assert rows and all(tuple(row) == {**TABLES, "sram.csv": SRAM_COLUMNS}[name] for row in rows)
+
+
+def test_each_network_is_measured_on_its_chips_with_and_without_adaptation(recovered):
+    rows = table(recovered, "chips.csv")
+    assert [(r["network"], r["variation_scale"], r["chip"], r["adapt_batches"]) for r in rows] == [
+        (n, s, c, a) for n in VIEWS for s in ("0", "2") for c in ("01" if n == "own" else "012") for a in ("0", "2")
+    ]
+    accuracy = {(r["network"], r["adapt_batches"], r["variation_scale"]): r for r in table(recovered, "accuracy.csv")}
+    assert set(accuracy) == {(n, a, s) for n in VIEWS for a in ("0", "2") for s in ("0", "2")}
+    for (network, adapt, scale), row in accuracy.items():
+        values = [float(r["accuracy"]) for r in rows
+                  if (r["network"], r["adapt_batches"], r["variation_scale"]) == (network, adapt, scale)]  # fmt: skip
+        assert int(row["chips"]) == len(values) == (2 if network == "own" else 3)
+        assert float(row["mean"]) == pytest.approx(sum(values) / len(values), abs=1e-9)
+
+
+def test_networks_beside_it_and_adaptation_change_no_row(recovered, finished):
+    plain = [r for r in rows_of(recovered, "start", "vat") if r["adapt_batches"] == "0"]
+    assert plain == rows_of(finished, "start", "vat")
+
+
+def test_gains_of_a_recovery_are_recomputed_from_the_chips(recovered):
+    accuracy = {(r["network"], r["adapt_batches"], r["variation_scale"], r["chip"]): float(r["accuracy"])
+                for r in table(recovered, "chips.csv")}  # fmt: skip
+    rows = table(recovered, "gains.csv")
+    pairs = [("vat", "start")] + [(n, r) for n in VIEWS[2:] for r in ("start", "vat")]
+    assert [(r["network"], r["reference"], r["variation_scale"], r["adapt_batches"]) for r in rows] == [
+        (n, r, s, a) for network in VIEWS[1:] for s in "02" for a in "02" for n, r in pairs if n == network
+    ]
+    for r in rows:
+        chips = "01" if r["network"] == "own" else "012"
+        mine, theirs = ([accuracy[r[n], r["adapt_batches"], r["variation_scale"], c] for c in chips]
+                        for n in ("network", "reference"))  # fmt: skip
+        gain = sum(a - b for a, b in zip(mine, theirs, strict=True)) / len(chips)
+        assert int(r["chips"]) == len(chips) and float(r["gain_mean"]) == pytest.approx(gain, abs=1e-9)
+
+
+def test_metrics_and_sram_tell_of_each_network(recovered):
+    rows = table(recovered, "metrics.csv")
+    own = [(r["chip"], r["shift_bit"], r["epoch"]) for r in rows if r["stage"] == "own"]
+    assert own == [(c, "0", e) for c in "01" for e in "012"]
+    assert [(r["chip"], r["shift_bit"], r["epoch"]) for r in rows if r["stage"] == "recover"] == [
+        ("", s, e) for s in "01" for e in "01"]  # fmt: skip
+    assert [(r["chip"], r["shift_bit"]) for r in rows if r["stage"] in ("start", "vat")] == [("", "")] * 3
+    sram = [(r["stage"], r["chip"], r["shift_bit"], r["layer"], r["bits"]) for r in table(recovered, "sram.csv")]
+    which = [("recover", "", "0"), ("recover", "", "1"), ("own", "0", "0"), ("own", "1", "0")]
+    assert sram == [(*w, f"conv{i}", "4") for w in which for i in (1, 2, 3)]
+
+
+def test_energies_of_two_arrays_and_two_networks_add_up(recovered, finished):
+    rows = table(recovered, "energy.csv")
+    for phase in ("inference", "ann_inference"):
+        part = [r for r in rows if r["phase"] == phase]
+        total = [float(r["energy_pj"]) for r in part if r["layer"] == "TOTAL"]
+        each = [float(r["count"]) * float(r["unit_energy_pj"]) for r in part if r["layer"] != "TOTAL"]
+        assert [sum(each)] == pytest.approx(total, rel=1e-8)
+    arrays = {(r["layer"], r["component"]): r["weight_bits"] for r in rows if r["phase"] == "inference"}
+    assert {k: v for k, v in arrays.items() if k[0].startswith("conv")} == {
+        (f"conv{i}", part): bits for i in (1, 2, 3) for part, bits in (("rram", "1"), ("sram", "4"))}  # fmt: skip
+    both = (recovered, finished)
+    ann = [[r["energy_pj"] for r in table(f, "energy.csv") if r["phase"] == "ann_inference"] for f in both]
+    assert ann[0] == ann[1]
+    neurons = [[int(r["neurons"]) for r in table(f, "sparsity.csv")] for f in both]
+    assert neurons[0] == [2 * n for n in neurons[1]]
+
+
+def test_fractions_of_a_run_with_sram_are_fractions(recovered):
+    columns = {
+        "chips.csv": ["accuracy"],
+        "energy.csv": ["share", "input_density", "weight_density"],
+        "sparsity.csv": ["zeros_fraction"],
+        "sram.csv": ["zero_fraction", "masked_fraction", "zero_groups_fraction"],
+    }
+    for name, names in columns.items():
+        values = [float(row[c]) for row in table(recovered, name) for c in names if row[c] != ""]
+        assert values and all(0 <= v <= 1 for v in values), name
+
+
+def test_networks_of_one_chip_are_counted_once(sram_file, recovered, tmp_path, finished):
+    shutil.copytree(recovered, tmp_path / recovered.name)
+    recover(sram_file, tmp_path, "--set", "stages.account.of=own")
+    (folder,) = [p for p in tmp_path.iterdir() if p.name != recovered.name]
+    neurons = [[r["neurons"] for r in table(f, "sparsity.csv")] for f in (folder, finished)]
+    assert neurons[0] == neurons[1]
+
+
+def test_a_run_with_sram_again_does_nothing_and_leaves_the_same_bytes(sram_file, recovered, tmp_path):
+    folder = shutil.copytree(recovered, tmp_path / recovered.name)
+    done = recover(sram_file, tmp_path)
+    assert all(stages_done(done.err).values()) and "epoch" not in done.err
+    assert list(stages_done(done.err)) == ["start", "vat", "recover", "own", "evaluate"]
+    assert results(folder) == results(recovered)
+
+
+@pytest.mark.parametrize(
+    ("change", "reused"),
+    [
+        ("stages.recover.sram.bits=3", ["start", "vat", "own"]),
+        ("stages.recover.sram.shift_bits=[0]", ["start", "vat", "own"]),
+        ("stages.own.fixed_chips=1", ["start", "vat", "recover"]),
+        ("stages.own.init=zeros", ["start", "vat", "recover"]),
+        ("stages.evaluate.adapt=[0, 1]", ["start", "vat", "recover", "own"]),
+        ("stages.vat.lr=0.05", ["start"]),
+    ],
+)
+def test_only_what_depends_on_a_change_of_a_recovery_is_done_again(sram_file, recovered, tmp_path, change, reused):
+    shutil.copytree(recovered, tmp_path / recovered.name)
+    done = recover(sram_file, tmp_path, "--set", change)
+    assert [n for n, before in stages_done(done.err).items() if before] == reused
+    (new,) = [p for p in tmp_path.iterdir() if p.name != recovered.name]
+    if "own" in reused:  # a run holds all that it rests on
+        for file in ("weights-chip0.safetensors", "weights-chip1.safetensors"):
+            assert (new / "own" / file).read_bytes() == (recovered / "own" / file).read_bytes()
+        shutil.rmtree(tmp_path / recovered.name)
+        assert all(stages_done(recover(sram_file, tmp_path, "--set", change).err).values())
+
+
+SRAM_WRITES = [
+    "recover/weights-shift+0.safetensors", "recover/resume-shift+1.safetensors", "recover/stage.json",
+    "own/resume-chip1.safetensors", "own/weights-chip1.safetensors", "evaluate/resume.json", "sram.csv",
+]  # fmt: skip
+
+
+def test_a_run_with_sram_that_is_killed_at_any_write_ends_with_the_same_bytes(
+    sram_file, recovered, tmp_path, monkeypatch
+):
+    replace, folder = Path.replace, tmp_path / recovered.name
+    for stage in ("start", "vat"):
+        shutil.copytree(recovered / stage, folder / stage)
+    for write in SRAM_WRITES:
+        for behind in (False, True):
+
+            def dying(self, target, write=write, behind=behind):
+                dies = target == folder / write
+                if behind or not dies:
+                    replace(self, target)
+                if dies:
+                    raise Killed
+                return target
+
+            monkeypatch.setattr(Path, "replace", dying)
+            with pytest.raises(Killed):
+                hwsim("recipe", sram_file, "--runs", tmp_path, "--quiet")
+            monkeypatch.undo()
+    recover(sram_file, tmp_path)
+    assert results(folder) == results(recovered)
+
+
+@pytest.mark.parametrize("stage", ["recover", "own"])
+def test_the_evaluate_recipe_measures_a_recovered_network_on_the_same_chips(recovered, tmp_path, stage):
+    options = ["--chips", "3", "--var-scale", "0,2", "--adapt", "0,2", "--set", "stages.evaluate.adapt_batch_size=16"]
+    done = hwsim("recipe", "evaluate", "--from", recovered / stage, "--runs", tmp_path, *options)
+    assert done.code == 0, done
+    folder = only(tmp_path)
+    named = [n for n in VIEWS if n.partition("/")[0] == stage]
+    theirs = [r | {"network": r["network"].replace(stage, "trained")} for r in rows_of(recovered, *named)]
+    assert rows_of(folder, *(n.replace(stage, "trained") for n in named)) == theirs
+    said = json.loads((folder / "manifest.json").read_text())
+    assert said["loaded"]["trained"]["from"] == str(recovered / stage) and len(said["loaded"]["trained"]["sha256"]) == 2
+
+
+def test_more_batches_to_adapt_by_than_there_are_images_are_refused_before_anything_runs(sram_file, tmp_path):
+    (line,) = refused("recipe", sram_file, "--runs", tmp_path, "--set", "stages.evaluate.adapt=[0, 3]").splitlines()
+    assert "stages.evaluate.adapt: 3 x 16 is more than the 40 training images of digits; take at most 2 batches" in line
+    assert not list(tmp_path.iterdir())

@@ -1,15 +1,16 @@
 """Tables and sentences of a run, on made-up chips."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import t
+from made_up import chips
 
+from hwsim.recipe.folder import Folder
+from hwsim.recipe.recover import SRAM_COLUMNS
+from hwsim.recipe.results import accuracy_rows, gain_rows
 from hwsim.recipe.settings import Recipe
-from hwsim.recipe.summary import ACCURACY, GAINS, accuracy_rows, gain_rows, headline, sentences, summary
+from hwsim.recipe.summary import sentences, sram_sentences, summary, write_tables
+from hwsim.report import plot
 
 RECIPE = Recipe.model_validate({
     "title": "T",
@@ -17,56 +18,20 @@ RECIPE = Recipe.model_validate({
         "baseline": {"do": "train", "variation_scale": 0.0},
         "vat": {"do": "train", "from": "baseline", "variation_scale": 1.0},
         "vat-4": {"do": "train", "from": "baseline", "variation_scale": 4.0},
-        "evaluate": {"do": "evaluate", "of": ["baseline", "vat"]},
+        "evaluate": {"do": "evaluate", "of": ["baseline", "vat"], "chips": 2},
     },
 })  # fmt: skip
 
 
-def chips(**accuracies: list[float]) -> list[dict]:
-    """Rows of chips.csv: NETWORK_SCALE=[accuracy of each chip]."""
-    rows = []
-    for name, values in accuracies.items():
-        network, _, scale = name.rpartition("_")
-        for chip, accuracy in enumerate(values):
-            where = {"network": network.replace("__", "-"), "variation_scale": float(scale), "chip": chip}
-            rows.append({"stage": "evaluate", **where, "accuracy": accuracy, "images": 100})
-    return rows
+def chips_of(recipe: Recipe, number: int) -> Recipe:
+    """The recipe, evaluated on so many chips."""
+    stages = recipe.model_dump(by_alias=True)["stages"]
+    stages["evaluate"] |= {"chips": number}
+    return Recipe.model_validate({"title": "T", "stages": stages})
 
 
 def told(rows: list[dict], recipe: Recipe = RECIPE) -> list[str]:
     return sentences(accuracy_rows(rows), gain_rows(rows, recipe), recipe)
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
-def test_accuracy_is_the_mean_over_chips_with_its_interval(values):
-    (row,) = accuracy_rows(chips(vat_1=values))
-    n, mean = len(values), sum(values) / len(values)
-    std = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    half = t.ppf(0.975, n - 1) * std / math.sqrt(n)
-    assert tuple(row) == ACCURACY and row["chips"] == n and row["images"] == 100
-    for column, wanted in {"mean": mean, "std": std, "ci95_low": mean - half, "ci95_high": mean + half}.items():
-        assert row[column] == pytest.approx(wanted, abs=1e-12)
-    assert row["minimum"] == min(values)
-
-
-def test_each_network_and_scale_has_its_row():
-    rows = accuracy_rows(chips(a_0=[1, 1], b_0=[0, 0], a_2=[0.5, 0.5]))
-    assert [(r["network"], r["variation_scale"], r["mean"]) for r in rows] == [("a", 0, 1), ("b", 0, 0), ("a", 2, 0.5)]
-
-
-def test_gains_are_differences_chip_by_chip():
-    rows = chips(baseline_1=[0.5, 0.7, 0.9], vat_1=[0.6, 0.8, 1.0])
-    (gain,) = gain_rows(rows, RECIPE)
-    assert tuple(gain) == GAINS
-    assert gain["gain_mean"] == pytest.approx(0.1) and gain["gain_ci95_low"] == pytest.approx(0.1)
-    assert gain["verdict"] == "overlap"  # though every chip gained: the verdict is about the networks' own intervals
-    shuffled = gain_rows(rows[:3] + rows[:2:-1], RECIPE)
-    assert shuffled == [gain]
-
-
-def test_only_chips_that_both_networks_met_are_compared():
-    (gain,) = gain_rows(chips(baseline_1=[0.5, 0.7, 0.9], vat_1=[0.6, 0.8]), RECIPE)
-    assert gain["chips"] == 2 and gain["gain_mean"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -136,56 +101,157 @@ def test_nothing_is_said_about_scale_0_or_a_scale_that_a_network_was_not_trained
     assert found == [("* scale 2", "vat"), ("* scale 4", "vat-4")]
 
 
-def test_networks_trained_without_variation_are_not_compared():
-    recipe = Recipe.model_validate({
-        "title": "T",
-        "stages": {n: {"do": "train", "variation_scale": 0.0} for n in ("baseline", "control")},
-    })  # fmt: skip
-    assert gain_rows(chips(baseline_1=[0.5, 0.6], control_1=[0.5, 0.6]), recipe) == []
-
-
-# --- the one number -----------------------------------------------------------------------------------------------
+# --- the whole of it ----------------------------------------------------------------------------------------------
 
 
 def results(rows: list[dict], **more):
-    empty = {"chips": rows, "folder": "runs/x", "levels": [], "energy": []}
-    return SimpleNamespace(**(empty | more))
-
-
-def test_the_headline_is_the_last_network_at_the_scale_that_it_was_trained_for():
-    rows = chips(baseline_0=[0.9], baseline_1=[0.8], vat_0=[0.7], vat_1=[0.6], vat_4=[0.5])
-    best = headline(RECIPE, results(rows))
-    assert (best["network"], best["variation_scale"], best["mean"], best["run"]) == ("vat", 1.0, 0.6, "runs/x")
-    best = headline(RECIPE, results(rows + chips(vat__4_0=[0.3], vat__4_4=[0.2])))
-    assert (best["network"], best["variation_scale"], best["mean"]) == ("vat-4", 4.0, 0.2)
-
-
-def test_the_headline_is_about_the_network_that_is_counted():
-    stages = RECIPE.model_dump(by_alias=True)["stages"] | {"account": {"do": "account", "of": "baseline"}}
-    recipe = Recipe.model_validate({"title": "T", "stages": stages})
-    assert headline(recipe, results(chips(baseline_0=[0.9], vat_1=[0.8])))["network"] == "baseline"
-
-
-def test_the_headline_takes_the_nearest_scale_that_was_measured():
-    best = headline(RECIPE, results(chips(vat_0=[0.9], vat_2=[0.8])))
-    assert best["variation_scale"] == 0.0
-
-
-def test_a_run_without_evaluation_has_no_headline():
-    assert headline(RECIPE, results([])) == {"run": "runs/x"}
+    empty = {k: [] for k in ("levels", "energy", "sparsity", "sram", "metrics")}
+    return SimpleNamespace(**({"chips": rows, "folder": "runs/x"} | empty | more))
 
 
 def test_the_summary_holds_a_table_of_all_networks_and_scales():
     rows = chips(baseline_0=[0.9, 0.8], baseline_1=[0.5, 0.6], vat_0=[0.9, 0.9], vat_1=[0.8, 0.7])
-    text = summary(RECIPE, "r", results(rows, levels=[{"layer": "conv1", "bits": 2, "levels_used": 3}]))
+    levels = [{"layer": "conv1", "part": "synapse", "bits": 2, "levels_used": 3}]
+    text = summary(RECIPE, "r", results(rows, levels=levels))
     assert text.startswith("# r: T\n") and "| network | scale 0 | scale 1 |\n|---|---|---|\n" in text
     assert "| baseline | 85.00 [21.47, 148.53], 80.00 | 55.00" in text and text.count("\n| vat | 90.00 ") == 1
     assert "Distinct weight values in use (2 bit): conv1 3." in text
 
 
 def test_the_summary_of_one_chip_has_no_intervals():
-    text = summary(RECIPE, "r", results(chips(baseline_1=[0.5], vat_1=[0.9])))
+    one = chips_of(RECIPE, 1)
+    text = summary(one, "r", results(chips(baseline_1=[0.5], vat_1=[0.9])))
     assert "| vat | 90.00 |" in text and "nan" not in text
+
+
+SRAM = Recipe.model_validate({
+    "title": "T",
+    "stages": {
+        "baseline": {"do": "train", "variation_scale": 0.0},
+        "vat": {"do": "train", "from": "baseline"},
+        "recover": {"do": "recover", "from": "vat"},
+        "recover-chip": {"do": "recover", "from": "vat", "redraw": "chip", "fixed_chips": 3},
+        "prune": {"do": "recover", "from": "recover", "prune": {"group": 4}},
+        "evaluate": {"do": "evaluate", "of": ["baseline", "vat", "recover"], "chips": 4},
+    },
+})  # fmt: skip
+
+
+def test_networks_with_and_without_adaptation_have_a_line_each_in_the_table():
+    rows = chips(vat_1=[0.5, 0.6, 0.5, 0.6]) + chips(10, vat_1=[0.7, 0.8, 0.7, 0.8])
+    text = summary(SRAM, "r", results(rows))
+    assert "\n| vat | 55.00 [" in text and "\n| vat, adapted (10) | 75.00 [" in text
+
+
+def test_a_network_on_fewer_chips_says_how_many_in_its_cell():
+    rows = chips(vat_1=[0.5, 0.6, 0.5, 0.6], recover__chip_1=[0.9, 0.8, 0.7])
+    text = summary(SRAM, "r", results(rows))
+    (vat,) = [line for line in text.splitlines() if line.startswith("| vat |")]
+    (recovered,) = [line for line in text.splitlines() if line.startswith("| recover-chip |")]
+    assert vat.endswith("], 50.00 |") and recovered.endswith("], 70.00 over 3 |")
+    text = summary(SRAM, "r", results(chips(vat_1=[0.5, 0.6, 0.5, 0.6], recover__chip_1=[0.9])))
+    assert "\n| recover-chip | 90.00 over 1 |\n" in text
+
+
+def test_a_gain_of_adapted_networks_says_that_both_are():
+    rows = chips(vat_1=[0.5, 0.52]) + chips(10, vat_1=[0.6, 0.62], recover_1=[0.9, 0.92])
+    (sentence,) = told(rows, SRAM)
+    assert sentence.startswith("* scale 1: `recover` against `vat`, both adapted (10): +30.00 points (95 % ")
+
+
+def test_what_variation_costs_an_adapted_reference_is_what_it_costs_it_adapted():
+    low, high = [0.80, 0.81, 0.82, 0.83], [0.90, 0.91, 0.92, 0.93]
+    rows = chips(vat_0=[0.99] * 4, vat_1=[0.2] * 4) + chips(10, vat_0=high, vat_1=low, recover_1=low)
+    (sentence,) = told(rows, SRAM)
+    assert "Variation costs `vat` 10.00 points here" in sentence
+    rows = chips(vat_0=[0.99] * 4) + chips(10, vat_1=low, recover_1=low)
+    assert told(rows, SRAM)[0].endswith("the two intervals overlap.")
+
+
+def test_a_recovery_on_one_chip_says_what_would_give_an_interval():
+    rows = chips(vat_1=[0.5, 0.6, 0.7, 0.8], recover__chip_1=[0.9])
+    stages = SRAM.model_dump(by_alias=True)["stages"]
+    stages["recover-chip"] |= {"fixed_chips": 1}
+    (sentence,) = told(rows, Recipe.model_validate({"title": "T", "stages": stages}))
+    assert sentence.endswith("+40.00 points on one chip, which gives no interval; use --fixed-chips 2 or more.")
+    (sentence,) = told(rows[:1] + rows[-1:], chips_of(SRAM, 1))
+    assert sentence.endswith("+40.00 points on one chip, which gives no interval; use --chips 2 or more.")
+
+
+# --- the SRAM -----------------------------------------------------------------------------------------------------
+
+
+def sram(stage: str, *layers: tuple, chip="", shift="", group: int = 4) -> list[dict]:
+    """Rows of sram.csv: (weights, share of zeros, groups, share of zero groups) of each layer."""
+    return [
+        dict(zip(SRAM_COLUMNS, (stage, chip, shift, f"conv{i + 1}", 4, w, zero, 0.0, group, g, zg), strict=True))
+        for i, (w, zero, g, zg) in enumerate(layers)
+    ]
+
+
+def epochs(stage: str, *is_best: int, chip="", first: int = 0) -> list[dict]:
+    """Rows of metrics.csv, from an epoch on."""
+    return [
+        {"stage": stage, "epoch": first + i, "is_best": b, "chip": chip, "shift_bit": ""} for i, b in enumerate(is_best)
+    ]
+
+
+LAYERS = ((10, 1.0, 2, 1.0), (100, 0.5, 10, 0.2), (300, 0.9, 30, 0.6))
+
+
+def test_zeros_of_the_sram_are_counted_over_all_layers_but_the_first():
+    (text,) = sram_sentences(sram("recover", *LAYERS), epochs("recover", 1, 0, 1), SRAM)
+    # (50 + 270) of 400 words, (2 + 18) of 40 groups.
+    assert text == (
+        "\n`recover`: 80.0 % of the SRAM words are zero, 50.0 % of the groups of 4 input channels (not pruned; without "
+        "the first layer)."
+    )
+
+
+def test_networks_of_a_stage_are_counted_together_and_stages_apart():
+    rows = sram("recover-chip", *LAYERS, chip=0) + sram("recover-chip", (10, 0.0, 2, 0.0), (400, 0.0, 40, 0.0), chip=1)
+    rows += sram("prune", *LAYERS)
+    both, pruned = sram_sentences(rows, epochs("prune", 1, first=1), SRAM)
+    assert both.startswith("\n`recover-chip`: 40.0 % of the SRAM words are zero, 25.0 % of the groups")
+    assert pruned.startswith("\n`prune`: 80.0 % ") and "(pruned; without the first layer)" in pruned
+
+
+def test_where_groups_do_not_divide_the_layers_only_words_are_counted():
+    rows = sram("recover", (10, 0.0, "", ""), (100, 0.25, "", ""), group=16)
+    (text,) = sram_sentences(rows, [], SRAM)
+    assert text == "\n`recover`: 25.0 % of the SRAM words are zero (not pruned; without the first layer)."
+    # A layer that groups do not fit is left out of the groups alone.
+    rows = sram("recover", (10, 0.0, 2, 0.0), (100, 0.0, "", ""), (100, 0.5, 10, 0.3))
+    (text,) = sram_sentences(rows, [], SRAM)
+    assert text.startswith("\n`recover`: 25.0 % of the SRAM words are zero, 30.0 % of the groups")
+
+
+def test_a_parent_that_was_kept_is_told():
+    rows = sram("recover", *LAYERS)
+    (text,) = sram_sentences(rows, epochs("recover", 1, 0, 0), SRAM)
+    assert text.endswith(" on the validation images no epoch was better than the parent, which was kept.")
+    (text,) = sram_sentences(rows, epochs("recover", 1, 1, 0), SRAM)
+    assert "parent" not in text
+    (text,) = sram_sentences(rows, epochs("recover", 1, 0, first=1), SRAM)
+    assert "parent" not in text
+
+
+def test_of_several_networks_it_is_told_for_how_many_the_parent_was_kept():
+    rows = [row for chip in range(3) for row in sram("recover-chip", *LAYERS, chip=chip)]
+    metrics = epochs("recover-chip", 1, 0, chip=0) + epochs("recover-chip", 1, 1, chip=1)
+    metrics += epochs("recover-chip", 1, 0, chip=2) + epochs("vat", 1, 0)
+    (text,) = sram_sentences(rows, metrics, SRAM)
+    assert text.endswith(" no epoch was better than the parent, which was kept (2 of 3 networks).")
+
+
+def test_the_summary_tells_of_the_sram_and_of_the_levels_of_both_parts():
+    levels = [{"layer": f"conv{i}", "part": p, "bits": b, "levels_used": n} for i in (1, 2)
+              for p, b, n in (("rram", 2, 2 + i), ("sram", 4, 12 + i))]  # fmt: skip
+    more = {"sram": sram("recover", *LAYERS), "metrics": epochs("recover", 1, 0), "levels": levels}
+    text = summary(SRAM, "r", results(chips(vat_1=[0.5, 0.6], recover_1=[0.5, 0.6]), **more))
+    assert "\n`recover`: 80.0 % of the SRAM words are zero" in text and "which was kept." in text
+    assert "Distinct weight values in use (RRAM, 2 bit): conv1 3, conv2 4.\n" in text
+    assert "Distinct weight values in use (SRAM, 4 bit): conv1 13, conv2 14.\n" in text
 
 
 def test_free_additions_are_no_division_by_zero():
@@ -196,3 +262,48 @@ def test_free_additions_are_no_division_by_zero():
                          "spikes: 5 nJ.\n")  # fmt: skip
     energy[0]["energy_pj"] = 2000.0
     assert "5 nJ, 2.50 times as much." in summary(RECIPE, "r", results([], energy=energy))
+
+
+# --- the figures --------------------------------------------------------------------------------------------------
+
+
+def legend(monkeypatch, tmp_path, recipe: Recipe, rows: list[dict]) -> tuple[str, dict[str, list[float]]]:
+    """(title, label → accuracies in percent) of the figure that a run with these chips draws."""
+    drawn = []
+    monkeypatch.setattr(plot, "_png", lambda figure: drawn.append(figure) or b"png")
+    folder = Folder(tmp_path, "r", "0123456789")
+    write_tables(folder, recipe, "r", results(rows))
+    assert (folder.path / "accuracy.png").read_bytes() == b"png"
+    (axes,) = drawn[0].axes
+    texts = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert texts == [line.get_label() for line in axes.lines]
+    return axes.get_title(), {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+
+
+def test_adapted_networks_have_lines_and_labels_of_their_own(monkeypatch, tmp_path):
+    rows = chips(vat_0=[0.9] * 4, vat_1=[0.5] * 4) + chips(10, vat_0=[0.8] * 4, vat_1=[0.7] * 4)
+    rows += chips(recover_0=[0.95] * 4, recover_1=[0.85] * 4)
+    title, lines = legend(monkeypatch, tmp_path, SRAM, rows)
+    assert {name: [round(v, 6) for v in ys] for name, ys in lines.items()} == {
+        "vat": [90, 50], "vat, adapted (10)": [80, 70], "recover": [95, 85]}  # fmt: skip
+    assert "mean over 4 chips" in title
+
+
+def test_networks_on_fewer_chips_say_so_in_the_figure(monkeypatch, tmp_path):
+    rows = chips(recover__chip_1=[0.9] * 3, vat_1=[0.5] * 4) + chips(10, recover__chip_1=[0.9] * 3)
+    title, lines = legend(monkeypatch, tmp_path, SRAM, rows)
+    assert list(lines) == ["recover-chip, 3 of them", "vat", "recover-chip, adapted (10), 3 of them"]
+    assert "mean over 4 chips" in title
+
+
+def test_every_table_of_a_run_is_written_with_its_columns(tmp_path):
+    folder = Folder(tmp_path, "r", "0123456789")
+    more = {"sram": sram("recover", *LAYERS), "metrics": epochs("recover", 1, 0)}
+    rows = chips(vat_1=[0.5, 0.6], recover_1=[0.5, 0.6]) + chips(10, vat_1=[0.5, 0.6])
+    write_tables(folder, SRAM, "r", results(rows, **more))
+    found = {p.name for p in folder.path.iterdir()}
+    assert found == {"chips.csv", "accuracy.csv", "gains.csv", "metrics.csv", "sram.csv", "accuracy.png", "summary.md"}
+    lines = (folder.path / "sram.csv").read_text().splitlines()
+    assert lines[0] == ",".join(SRAM_COLUMNS) and len(lines) == 4
+    lines = (folder.path / "accuracy.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [["vat", "0", "1"], ["recover", "0", "1"], ["vat", "10", "1"]]

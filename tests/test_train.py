@@ -57,11 +57,12 @@ class Recorder(nn.Module):
         nn.init.constant_(self.fc.weight, 0.01)
         self.losses_a_batch = losses_a_batch
         self.chips, self.masters, self.used, self.pictures, self.labels, self.codings = [], [], [], [], [], []
-        self.judged, self.judged_chips = [], []
+        self.judged, self.judged_chips, self.judged_codings = [], [], []
 
     def forward(self, x, coding=None):
         self.judged.append(x)
         self.judged_chips.append(self.fc.z)
+        self.judged_codings.append(coding.get_state())
         return self.fc(x.flatten(1)[None])[0], {}
 
     def losses(self, x, y, coding=None):
@@ -122,7 +123,7 @@ def recorder(losses_a_batch: int = 1) -> Recorder:
 def go(net, folder: Path, stage: Train | None = None, **changes):
     """Train on the patterns; returns (best weights, rows)."""
     settings = {
-        "name": "vat", "key": "k", "seed": 1, "epochs_before": 0, "redraw": "batch", "augmentation": "none",
+        "name": "vat", "key": "k", "seed": 1, "epochs_before": 0, "augmentation": "none",
         "resume": folder / "resume.safetensors", "progress": Progress(quiet=True),
     }  # fmt: skip
     data = changes.pop("data", DATA)
@@ -226,6 +227,7 @@ def test_the_best_epoch_is_the_most_accurate_of_these_the_one_of_least_loss_and_
     losses = [r["validation_loss"] for r in rows]
     assert losses[1] < losses[2] == losses[3] < losses[0]
     assert [r["is_best"] for r in rows] == [1, 0, 1, 0, 0]
+    assert [r["eligible"] for r in rows] == [1] * 5
     assert float(best["fc.weight"].mean()) == pytest.approx(0.01 - 3)
     assert float(net.fc.weight.detach().mean()) == pytest.approx(0.01 - 5)
 
@@ -249,7 +251,7 @@ def test_the_test_images_are_never_looked_at(tmp_path):
         DATA.test.images_NCHW  # noqa: B018
     with pytest.raises(AssertionError, match="counted"):
         len(DATA.test)
-    go(spiking(), tmp_path, Train(epochs=2, batch_size=16), redraw="chip", augmentation="crop-flip")
+    go(spiking(), tmp_path, Train(epochs=2, batch_size=16, redraw="chip"), augmentation="crop-flip")
 
 
 def test_the_learning_rate_of_the_table_is_the_one_that_steps(tmp_path):
@@ -294,14 +296,29 @@ def test_a_chip_for_every_batch_is_a_new_one(tmp_path):
     assert len(set(distinct)) == 8
 
 
-def test_one_chip_for_the_stage_is_the_one_that_evaluation_calls_zero(tmp_path):
+@pytest.mark.parametrize("chip", [0, 3])
+def test_one_chip_for_the_stage_is_the_one_that_evaluation_calls_by_its_number(tmp_path, chip):
     net = recorder()
-    go(net, tmp_path, Train(epochs=3, batch_size=25), redraw="chip")
-    zero = recorder()
-    draw(zero, derived(1, "chips", 0))
+    stage = Train(epochs=3, batch_size=25, redraw="chip", validation_chips=2)
+    go(net, tmp_path, stage, **({"chip": chip} if chip else {}))
+    same_chip = recorder()
+    draw(same_chip, derived(1, "chips", chip))
+    z = same_chip.fc.z
     assert len(net.chips) == 12
-    assert all(torch.equal(z, zero.fc.z) for z in net.chips)
-    assert all(torch.equal(u, STORE.held(m, zero.fc.z)) for u, m in zip(net.used, net.masters, strict=True))
+    assert all(torch.equal(found, z) for found in net.chips)
+    assert all(torch.equal(u, STORE.held(m, z)) for u, m in zip(net.used, net.masters, strict=True))
+    # It is judged on that chip too.
+    assert len(net.judged_chips) == 6 and all(torch.equal(found, z) for found in net.judged_chips)
+
+
+def test_on_one_chip_validation_has_as_many_spike_codings_as_it_has_chips_otherwise(tmp_path):
+    nets = [recorder(), recorder()]
+    for net, redraw in zip(nets, ("chip", "batch"), strict=True):
+        (tmp_path / redraw).mkdir()
+        go(net, tmp_path / redraw, Train(epochs=1, batch_size=25, redraw=redraw, validation_chips=3))
+        net.judged_codings = [c.numpy().tobytes() for c in net.judged_codings]
+    assert len(set(nets[0].judged_codings)) == 3
+    assert nets[0].judged_codings == nets[1].judged_codings
 
 
 def test_validation_judges_the_same_chips_after_every_epoch_and_training_sees_none_of_them(tmp_path):
@@ -380,19 +397,20 @@ STAGE = Train(epochs=4, batch_size=16, drop_at=[0.5], validation_chips=2)
 def uninterrupted(request, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
-    best, rows = go(spiking(), folder, STAGE, redraw=request.param, augmentation="crop")
-    return request.param, best, rows, (folder / "resume.safetensors").read_bytes()
+    stage = STAGE.model_copy(update={"redraw": request.param})
+    best, rows = go(spiking(), folder, stage, augmentation="crop")
+    return stage, best, rows, (folder / "resume.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("where", [{"after": 6 * e + within} for e in (1, 2, 3) for within in (0, 4)]
                                   + [{"at": f"epoch {e}/4"} for e in (1, 4)], ids=str)  # fmt: skip
 def test_an_interrupted_stage_ends_with_the_same_bytes(where, uninterrupted, tmp_path):
-    redraw, best, rows, file = uninterrupted
+    stage, best, rows, file = uninterrupted
     with pytest.raises(Interrupted):
-        go(spiking(), tmp_path, STAGE, redraw=redraw, augmentation="crop", progress=Interrupting(**where))
+        go(spiking(), tmp_path, stage, augmentation="crop", progress=Interrupting(**where))
     again = Interrupting()
     net = spiking()
-    found, found_rows = go(net, tmp_path, STAGE, redraw=redraw, augmentation="crop", progress=again)
+    found, found_rows = go(net, tmp_path, stage, augmentation="crop", progress=again)
     finished = where["after"] // 6 if "after" in where else int(where["at"][6]) - 1
     assert [s for s in again.said if "resuming" in s] == [f"vat: resuming after epoch {finished} of 4"] * bool(finished)
     assert found_rows == rows

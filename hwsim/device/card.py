@@ -31,8 +31,6 @@ class WeightSettings(Settings):
     """Limit of the spread: none, magnitude (within the on/off ratio) or signed (the reference's, trap B2)."""
     on_off_ratio: float = Field(default=350.0, gt=1)
     """Largest over smallest conductance, used by clamp magnitude; 350 stands commented out in the reference."""
-    redraw: Literal["batch", "chip"] = "batch"
-    """When training draws the spread: batch (anew for every batch) or chip (once, kept)."""
     variant: str | None = None
     """Which of the card's tables of spread by level; null is the card's own choice."""
 
@@ -93,7 +91,7 @@ def card_store(card: Card, settings: WeightSettings, scale: float = 1.0) -> "Sto
     if problems:
         raise CardError(problems[0]) if len(problems) == 1 else ConfigError(problems)
     weights = card.weights
-    use = {"clamp": settings.clamp, "on_off_ratio": settings.on_off_ratio, "redraw": settings.redraw}
+    use = {"clamp": settings.clamp, "on_off_ratio": settings.on_off_ratio}
     if weights.cell == "ideal":
         return Ideal()
     if weights.cell == "ternary":

@@ -89,6 +89,26 @@ def ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     return up.to(weight.dtype) - (weight < -d).to(weight.dtype), scale
 
 
+def twos_complement(weight: Tensor, bits: int, full_scale: Tensor | float) -> Tensor:
+    """Signed whole numbers in two's complement, as an SRAM word holds them; 0 is one of them at every width.
+
+        m     = 2^(bits - 1)
+        level = clip(rne(w/F · m), -m, m - 1)/m          held = F · level
+
+    weight: any shape. full_scale: F > 0, the weight that level 1 would be (a number or a 0-d tensor); with F = 0 every
+    level is 0. One bit holds -1 and 0: it can only take away.
+
+    >>> twos_complement(torch.tensor([-2.0, -0.6, 0.1, 0.4, 2.0]), 2, 1.0)
+    tensor([-1.0000, -0.5000,  0.0000,  0.5000,  0.5000])
+    """
+    m = 2 ** (bits - 1)
+    # Neither as_tensor nor where with a number: both copy it to the GPU and wait.
+    full_scale = full_scale if isinstance(full_scale, Tensor) else weight.new_full((), full_scale)
+    share = weight / full_scale.masked_fill(full_scale <= 0, torch.inf)
+    # Rounding makes -0.0 of small negatives; adding 0 makes it 0.
+    return (torch.round(share * m).clamp(-m, m - 1) + 0.0) / m
+
+
 QUANTIZERS = {"xnor": xnor, "dorefa": dorefa, "ternary": ternary}
 
 # What a decision boundary is measured in; w is the master weight.
@@ -155,6 +175,26 @@ class _StraightThrough(torch.autograd.Function):
             return grad, None, None
         (weight,) = ctx.saved_tensors
         return grad.masked_fill(weight.abs() >= ctx.pass_within, 0), None, None
+
+
+def xnor_gradient(weight: Tensor, gradient: Tensor) -> Tensor:
+    """XNOR-Net's gradient of a binarized filter, as the reference has it and never calls.
+
+        m_o = sum|w|/n;  M = m_o where |w| <= 1, else 0;  A_o = sum(sign(w) g)/n
+        g'  = (M g + A sign(w)) (1 - 1/I) n
+
+    weight: [O, I, ...], the weight that the layer computed with (or its master); sums run over all but O.
+    gradient: g, same shape.   I inputs, n = weights of one output. With I = 1 it is 0.
+
+    Source: the reference's `updateBinaryGradWeight`; Rastegari et al. 2016, arXiv 1603.05279, equation 12.
+    """
+    n, inputs = weight[0].numel(), weight.shape[1]
+    over = tuple(range(1, weight.dim()))
+    magnitude = weight.abs().sum(over, keepdim=True) / n
+    magnitude = torch.where(weight.abs() > 1, torch.zeros_like(weight), magnitude)
+    sign = torch.sign(weight)
+    across = sign * (sign * gradient).sum(over, keepdim=True) / n
+    return (magnitude * gradient + across) * (1 - 1 / inputs) * n
 
 
 def straight_through(weight: Tensor, held: Tensor, *, pass_within: float | None = None) -> Tensor:

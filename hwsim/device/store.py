@@ -1,8 +1,9 @@
 """Stores: what physically holds a layer's weights, and the chip that was drawn for it.
 
-A layer is any module with `weight` (the full-precision master, for ever), `store` and `z` (the normals of the present
-chip, None until drawn). `read` computes what the cells hold each time the layer is used; the master is never
-overwritten, so names and values in a state_dict do not depend on the store, and the gradient goes straight through.
+A layer is any module with `weight` (the full-precision master, for ever), `store` and what `add_cells` gives it: `z`
+(the normals of the present chip, None until drawn), `rram` and `mask` (None unless `hybrid.py` needs them). `read`
+computes what the cells hold each time the layer is used; the master is never overwritten, so names and values in a
+state_dict do not depend on the store, and the gradient goes straight through.
 
     level, scale = quantizer(weight)            what the cells are asked to hold
     held         = spread(level, z) * scale     what they hold, times the digital scale
@@ -19,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hwsim.config import ConfigError, PlaceError
+from hwsim.config import ConfigError, PlaceError, RunError
 from hwsim.device.quantize import QUANTIZERS, levels, straight_through, ternary
 from hwsim.device.variation import CLAMPS, Row, lognormal, lognormal_by_level, rows_holding
 
@@ -37,6 +38,17 @@ class Store(Protocol):
         """Shape of the standard normals that one chip needs, or None when there is no spread."""
 
 
+def add_cells(layer: nn.Module) -> None:
+    """Give a layer the buffers that stores use beside `weight`; those that are None are not in its state_dict.
+
+    z: normals of the present chip, never saved. rram: master weight of the frozen RRAM part of a hybrid layer, saved.
+    mask: where a pruned layer keeps weights, bool, saved. All have the weight's shape (z may have one more axis).
+    """
+    layer.register_buffer("z", None, persistent=False)
+    layer.register_buffer("rram", None)
+    layer.register_buffer("mask", None)
+
+
 @dataclass(frozen=True)
 class Ideal:
     """The weight itself: no quantization, no spread."""
@@ -52,6 +64,10 @@ class Ideal:
     def noise_shape(self, weight_shape: tuple[int, ...]) -> None:
         """None: there is no spread."""
         return None
+
+    def full_scale(self, weight: Tensor) -> Tensor:
+        """The largest weight that is held."""
+        return weight.abs().amax()
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,6 @@ class Rram:
     """Largest over smallest conductance; used by the clamp "magnitude"."""
     rows: tuple[Row, ...] | None = None
     """Spread by level, (low, high, effective sigma) each, in place of `sigma`."""
-    redraw: str = "batch"
-    """When the training loop draws: batch (a new chip for every batch) or chip (one chip, kept)."""
 
     def __post_init__(self):
         if self.rows is not None:
@@ -122,6 +136,10 @@ class Rram:
             return (len(self.rows), *shape)
         return shape
 
+    def full_scale(self, weight: Tensor) -> Tensor | float:
+        """The weight that a cell at full conductance holds: the quantizer's scale."""
+        return QUANTIZERS[self.quantizer](weight, self.bits)[1]
+
     @property
     def _spreads(self) -> bool:
         return self.sigma > 0 if self.rows is None else any(r[2] > 0 for r in self.rows)
@@ -143,8 +161,6 @@ class Ternary:
     """Limit of the spread: none, magnitude or signed (see `variation.lognormal`)."""
     on_off_ratio: float = 350.0
     """Largest over smallest conductance; used by the clamp "magnitude"."""
-    redraw: str = "batch"
-    """When the training loop draws: batch (a new chip for every batch) or chip (one chip, kept)."""
 
     def __post_init__(self):
         if problems := _spread_problems(self):
@@ -164,6 +180,10 @@ class Ternary:
     def noise_shape(self, weight_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """One normal a weight, or None without spread."""
         return tuple(weight_shape) if self.sigma > 0 else None
+
+    def full_scale(self, weight: Tensor) -> Tensor:
+        """The weight that a cell at full conductance holds: the quantizer's scale."""
+        return ternary(weight)[1]
 
 
 def place(net: nn.Module, stores: dict[str, Store]) -> dict[str, Store]:
@@ -218,6 +238,29 @@ def clear(net: nn.Module) -> None:
         layer.z = None
 
 
+def load(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load a state_dict, strictly, with the RRAM parts and masks that it holds for some layers; the others have none.
+
+    Raises `RunError`, before anything is changed, when tensors are missing, left over or of another shape.
+    """
+    layers = _layers(net).items()
+    parts = {f"{name}.{part}".removeprefix("."): (layer, part) for name, layer in layers for part in ("rram", "mask")}
+    wanted = {key: t.shape for key, t in net.state_dict().items() if key not in parts}
+    wanted |= {key: layer.weight.shape for key, (layer, _) in parts.items() if key in tensors}
+    wrong = [
+        f"{key} ({'absent' if key not in tensors else 'not in the network' if key not in wanted else 'another shape'})"
+        for key in sorted(wanted.keys() | tensors.keys())
+        if key not in tensors or tensors[key].shape != wanted.get(key)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise RunError(f"load: these tensors are of another network: {', '.join(wrong[:3])}{more}")
+    for key, (layer, part) in parts.items():
+        kind = torch.bool if part == "mask" else layer.weight.dtype
+        setattr(layer, part, torch.empty_like(layer.weight, dtype=kind) if key in tensors else None)
+    net.load_state_dict(tensors)
+
+
 def _layers(net: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in net.named_modules() if hasattr(module, "store")}
 
@@ -251,6 +294,4 @@ def _spread_problems(store) -> list[str]:
         problems.append(f"{kind}.clamp: {store.clamp!r} is not one of {', '.join(CLAMPS)}")
     if not store.on_off_ratio > 1:
         problems.append(f"{kind}.on_off_ratio: {store.on_off_ratio!r} is not above 1")
-    if store.redraw not in ("batch", "chip"):
-        problems.append(f"{kind}.redraw: {store.redraw!r} is not one of batch, chip")
     return problems

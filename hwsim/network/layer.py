@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hwsim.device.store import Ideal
+from hwsim.device.store import Ideal, add_cells
 from hwsim.network.lif import choose, lif_bntt
 
 _CHUNK = 32
@@ -82,7 +82,7 @@ class Conv2d(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, padding: int = 1):
         super().__init__(inputs, outputs, kernel, padding=padding, bias=False)
-        self.register_buffer("z", None, persistent=False)
+        add_cells(self)
 
     def forward(self, x_TBCHW: torch.Tensor, parts: int = 0) -> torch.Tensor:
         weight = self.store.read(self).contiguous(memory_format=torch.channels_last)
@@ -104,7 +104,7 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
-        self.register_buffer("z", None, persistent=False)
+        add_cells(self)
 
     def forward(self, x_TBN: torch.Tensor) -> torch.Tensor:
         return F.linear(x_TBN, self.store.read(self))

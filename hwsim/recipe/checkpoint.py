@@ -17,7 +17,7 @@ import torch
 
 from hwsim.config import RunError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run folder's layout; a folder of another version is refused."""
 
 

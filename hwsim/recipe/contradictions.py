@@ -6,7 +6,7 @@ from typing import Any
 
 from hwsim.config import ConfigError, UserError, nearest
 from hwsim.fields import Place, field_at, place_of, value_at
-from hwsim.recipe.settings import Account, Evaluate, Load, Net, Recipe, Train
+from hwsim.recipe.settings import Account, Evaluate, Load, Net, Recipe, Recover, Train
 
 ACTIONS = ("ac", "mac")
 """What `account` prices; a card of prices needs both."""
@@ -18,6 +18,9 @@ def contradictions(recipe: Recipe, data: Any, profiles: Sequence[str] = ()) -> I
     data: the document that the recipe was made from; stages that only it has are taken to be networks. profiles: those
     that were applied already.
     """
+    if recipe.from_replaces not in (None, *recipe.stages):
+        there = nearest(recipe.from_replaces, recipe.stages)
+        yield ("from_replaces",), f"there is no stage '{recipe.from_replaces}'{there}"
     yield from _stages(recipe, data)
     unset = any(isinstance(s, Load) and s.run is None for s in recipe.stages.values())
     if not unset:  # the run will say what the device is
@@ -42,6 +45,10 @@ def _stages(recipe: Recipe, data: Any) -> Iterator[tuple[Place, str]]:
         here = ("stages", name)
         if not str(name).replace("-", "").replace("_", "").isalnum():
             yield here, "a stage's name is also a folder's; use letters, digits, - and _"
+        if isinstance(stage, Recover):
+            yield from _recovery(name, stage, recipe)
+        elif isinstance(stage, Train) and isinstance(recipe.stages.get(str(stage.start)), Recover):
+            yield (*here, "from"), f"'{stage.start}' has an SRAM part; go on with do: recover"
         if isinstance(stage, Train) and stage.start is not None and stage.start not in networks:
             yield (*here, "from"), f"no earlier stage has a network '{stage.start}'{nearest(stage.start, networks)}"
         if isinstance(stage, Load) and stage.run is None:
@@ -52,6 +59,8 @@ def _stages(recipe: Recipe, data: Any) -> Iterator[tuple[Place, str]]:
         named = stage.of if isinstance(stage, Evaluate) else [stage.of] if isinstance(stage, Account) else []
         for other in [n for n in named if n not in networks]:
             yield (*here, "of"), f"no earlier stage has a network '{other}'{nearest(other, networks)}"
+        if isinstance(stage, Evaluate) and stage.redraw == "batch" and max(stage.adapt):
+            yield (*here, "adapt"), "statistics are adapted to one chip; redraw batch has none: use redraw chip"
         if isinstance(stage, Evaluate):
             twice = None
             for pair in [(network, scale) for network in named for scale in stage.variation_scales]:
@@ -67,11 +76,47 @@ def _stages(recipe: Recipe, data: Any) -> Iterator[tuple[Place, str]]:
             networks.append(name)
 
 
+def _recovery(name: str, stage: Recover, recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    here, sram = ("stages", name), stage.sram
+    if stage.start is None:
+        yield (*here, "from"), f"Hybrid needs a trained RRAM parent: stage '{name}' has no 'from'. Try: from: vat"
+    has_zero = sram.quantizer != "xnor" and not sram.halved
+    if stage.keep_parent and not has_zero and stage.prune is None:
+        what = "halved sum" if sram.halved else "grid xnor, which has no zero,"
+        yield (*here, "keep_parent"), f"a {what} cannot be the parent; take keep_parent: false"
+    if len(set(sram.shift_bits)) < len(sram.shift_bits):
+        yield (*here, "sram", "shift_bits"), f"{sram.shift_bits} names a shift twice"
+    if (stage.init == "sram") != (stage.init_run is not None):
+        yield (*here, "init_run"), f"init is {stage.init}, init_run is {stage.init_run}; sram needs a run, others none"
+    parent = recipe.stages.get(str(stage.start))
+    if isinstance(parent, Recover):
+        if parent.sram != sram:
+            yield (*here, "sram"), f"'{stage.start}' has another SRAM part; take the same settings"
+        if parent.redraw == "chip" and (stage.redraw == "batch" or stage.fixed_chips > parent.fixed_chips):
+            chips = parent.fixed_chips
+            yield (
+                (*here, "redraw"),
+                f"'{stage.start}' has a network on each of {chips} chips: use redraw chip on them",
+            )
+    if stage.gradient == "xnor" and sram.quantizer == "none":
+        yield (*here, "gradient"), "the rewrite xnor is for quantized weights; sram.quantizer is none"
+
+
 def _device(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     from hwsim.device.card import card_store, load_card
 
     try:
-        card_store(load_card(recipe.device.card), recipe.device.weights)
+        store = card_store(load_card(recipe.device.card), recipe.device.weights)
+        grid = getattr(store, "quantizer", None)
+        for name, stage in recipe.stages.items():
+            if isinstance(stage, Recover) and stage.sram.quantizer == "xnor" and grid != "xnor":
+                yield (
+                    ("stages", name, "sram", "quantizer"),
+                    (
+                        "the grid xnor has full scale 1, this RRAM the layer's own; take twos-complement, or "
+                        "device.weights.quantizer xnor too"
+                    ),
+                )
     except UserError as e:
         for message in e.messages if isinstance(e, ConfigError) else [str(e)]:
             where, _, text = message.partition(": ")
@@ -114,5 +159,6 @@ def _declared(recipe: Recipe, data: Any, profiles: Sequence[str]) -> Iterator[tu
     for here, text in named:
         place = place_of(text)
         stage = recipe.stages.get(str(place[1])) if place[0] == "stages" and len(place) > 1 else None
-        if field_at(Recipe, data, place) is None and not isinstance(stage, Load):
+        replaced = isinstance(recipe.stages.get(str(recipe.from_replaces)), Load) and stage is None
+        if field_at(Recipe, data, place) is None and not isinstance(stage, Load) and not replaced:
             yield here, f"there is no place '{text}' in this recipe"

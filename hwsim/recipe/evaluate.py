@@ -6,15 +6,17 @@ chip, so the interval holds the coding's scatter too, and a scale of 0 shows tha
 """
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from hwsim.data.image import ImageData, Split, batches, normalize
 from hwsim.device.store import clear, draw
+from hwsim.recipe.adapt import adapted
 from hwsim.recipe.randomness import generator
 from hwsim.recipe.settings import Evaluate
 
@@ -84,19 +86,57 @@ def measure(
     return Tested(int(correct) / seen, float(loss) / seen, seen)
 
 
-def over_chips(net, data: ImageData, stage: Evaluate, seed: int, done: Callable[[int], None]) -> Iterator[dict]:
-    """Test accuracy of a network, whose stores are placed already, on each of the stage's chips; one row a chip."""
-    device = next(net.parameters()).device
-    for chip in range(stage.chips):
-        cells = generator(seed, "chips", chip)
-        coding = generator(seed, "batches", "test", chip, device=device)
-        draw(net, cells)
-        redraw = partial(draw, net, cells) if stage.redraw == "batch" else None
-        tested = measure(
-            net, data.test, data, coding,
-            batch_size=stage.batch_size, drop_last=stage.drop_last,
-            before_batch=redraw,
-        )  # fmt: skip
-        clear(net)
-        done(tested.images)
-        yield {"chip": chip, "accuracy": tested.accuracy, "images": tested.images}
+class Ensemble(nn.Module):
+    """Networks on one and the same chip, seeing the same spikes; its logits are their mean."""
+
+    def __init__(self, nets: list[nn.Module]):
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x_BCHW: torch.Tensor, generator: torch.Generator | None = None):
+        """(mean logits [B, K], no trace)."""
+        x_TBCHW = self.nets[0].encode(x_BCHW, generator)
+        return torch.stack([net.run(x_TBCHW)[0] for net in self.nets]).mean(0), {}
+
+
+def over_chips(
+    networks_on: Callable[[int], list[nn.Module]],
+    chips: Iterable[int],
+    data: ImageData,
+    stage: Evaluate,
+    seed: int,
+    done: Callable[[int], None],
+) -> Iterator[dict]:
+    """Test accuracy on each chip and with each of the stage's numbers of adaptation batches; one row each.
+
+    networks_on: chip → the networks that run there, stores placed; of several the mean of the logits counts.
+    """
+    for chip in chips:
+        nets = networks_on(chip)
+        net = nets[0] if len(nets) == 1 else Ensemble(nets)
+        device = next(net.parameters()).device
+        for number in stage.adapt:
+            cells = [generator(seed, "chips", chip) for _ in nets]
+
+            def redraw(nets=nets, cells=cells):
+                for one, g in zip(nets, cells, strict=True):
+                    draw(one, g)
+
+            redraw()
+            with ExitStack() as stack:
+                for one in nets if number else []:
+                    order = generator(seed, "batches", "adapt", chip)
+                    spikes = generator(seed, "batches", "adapt coding", chip, device=device)
+                    stack.enter_context(
+                        adapted(one, data, number, batch_size=stage.adapt_batch_size, order=order, coding=spikes)
+                    )
+                coding = generator(seed, "batches", "test", chip, device=device)
+                tested = measure(
+                    net, data.test, data, coding,
+                    batch_size=stage.batch_size, drop_last=stage.drop_last,
+                    before_batch=redraw if stage.redraw == "batch" else None,
+                )  # fmt: skip
+            for one in nets:
+                clear(one)
+            done(tested.images)
+            yield {"chip": chip, "adapt_batches": number, "accuracy": tested.accuracy, "images": tested.images}

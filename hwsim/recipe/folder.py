@@ -3,7 +3,8 @@
 runs/<recipe>-<key>/
     recipe.yaml  manifest.json  metrics.csv  accuracy.csv  chips.csv  energy.csv  sparsity.csv  summary.md  *.png
     <stage>/stage.json                       what the stage was asked (key), its rows, the sha256 of its files; sealed
-    <stage>/weights.safetensors              a trained network (resume.safetensors while it trains)
+    <stage>/weights.safetensors              a trained network (resume.safetensors while it trains); of several, each:
+                                             weights-chip0.safetensors, weights-shift-1.safetensors, …
 
 `stage.json` is written last: a stage is finished when it is there. A stage whose key is found in another run of the
 same `--runs` folder is taken from there.
@@ -20,7 +21,8 @@ from hwsim.config import RunError, content_hash
 from hwsim.recipe.checkpoint import FORMAT, read_json, write_json, write_whole
 from hwsim.recipe.progress import Progress
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS = "weights*.safetensors"
+"""Files of trained networks in a stage's folder."""
 
 
 class Folder:
@@ -96,7 +98,7 @@ class Folder:
 
 def _sweep(folder: Path) -> None:
     """Drop from a finished stage what only an interrupted one needs."""
-    for leftover in (*folder.glob("resume.*"), *folder.glob("*.part*")):
+    for leftover in (*folder.glob("resume*"), *folder.glob("*.part*")):
         leftover.unlink()
 
 

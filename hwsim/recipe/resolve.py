@@ -75,7 +75,8 @@ def resolve(request: Request) -> Resolved:
         if not block:
             mistakes.append(f"--{profile}: {document.source} has no block '{profile}'; this recipe does not offer it")
         for place, value in block.items() if isinstance(block, dict) else ():
-            if not _is_loaded(document.data, place_of(place)):
+            of_run = request.from_run and place_of(place)[0] == "net"  # the run's network stays as it is
+            if not of_run and not _is_loaded(document.data, place_of(place)):
                 _set(document, place_of(place), value, f"--{profile}", mistakes)
     for option, text in request.options.items():
         _apply_option(document, option, text, mistakes)
@@ -102,8 +103,12 @@ def resolve(request: Request) -> Resolved:
 
 
 def _is_loaded(data: Any, place: Place) -> bool:
-    """Whether a place lies in a stage that loads its network: profiles and options have nothing to set there."""
-    return place[0] == "stages" and len(place) > 2 and value_at(data, (*place[:2], "do")) == "load"
+    """Whether a place lies in a stage that a run stands for: profiles and options have nothing to set there."""
+    if place[0] != "stages" or len(place) < 3 or not isinstance(data.get("stages"), dict):
+        return False
+    replaced = data.get("from_replaces")
+    gone = place[1] not in data["stages"] and value_at(data, ("stages", str(replaced), "do")) == "load"
+    return gone or value_at(data, (*place[:2], "do")) == "load"
 
 
 def _follows(place: Place, bad: Sequence[Place], data: Any) -> bool:
@@ -174,7 +179,7 @@ def _apply_option(document: Document, option: str, text: str | bool, mistakes: l
 
 
 def _take_run(document: Document, run: str) -> None:
-    """`--from RUN`: the run's network, data and device become this recipe's, and its first stage loads the weights."""
+    """`--from RUN`: network, data and device of the run become this recipe's, and a stage of it loads the weights."""
     origin, folder = f"--from {run}", Path(run)
     file = next((f / "recipe.yaml" for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)
     if file is None:
@@ -187,8 +192,16 @@ def _take_run(document: Document, run: str) -> None:
         for key, value in values.items():
             document.set((block, key), value, origin)
     stages = document.data.get("stages")
-    if isinstance(stages, dict) and stages:
-        document.set(("stages", next(iter(stages))), {"do": "load", "run": run}, origin)
+    if not isinstance(stages, dict) or not stages:
+        return
+    name = document.data.get("from_replaces") or next(iter(stages))
+    if name in stages:
+        for before in list(stages)[: list(stages).index(name)]:
+            del stages[before]
+            for stage in stages.values():  # nor is it measured
+                if isinstance(stage, dict) and isinstance(stage.get("of"), list):
+                    stage["of"] = [n for n in stage["of"] if n != before]
+        document.set(("stages", name), {"do": "load", "run": run}, origin)
 
 
 def _checked(document: Document, mistakes: list[str]) -> tuple[Recipe | None, list[Place]]:

@@ -10,22 +10,21 @@ import torch
 
 from hwsim.config import ConfigError, content_hash
 from hwsim.data.image import ImageData, load_images
-from hwsim.device.card import card_store, load_card
-from hwsim.device.store import place
+from hwsim.device.card import load_card
 from hwsim.network.lif import choose
-from hwsim.network.vgg_bntt import VggBntt, build
-from hwsim.recipe import manifest
+from hwsim.recipe import manifest, network
 from hwsim.recipe.account import count
-from hwsim.recipe.checkpoint import FORMAT, load_tensors, read_json, save_tensors, write_json
+from hwsim.recipe.checkpoint import FORMAT, read_json, write_json
 from hwsim.recipe.evaluate import over_chips
-from hwsim.recipe.folder import WEIGHTS, Folder, read_stage
-from hwsim.recipe.load import Trained, trained_before
+from hwsim.recipe.folder import Folder, read_stage
+from hwsim.recipe.load import Trained
+from hwsim.recipe.member import Work, train_member
+from hwsim.recipe.parents import before_running
 from hwsim.recipe.progress import Progress
-from hwsim.recipe.randomness import generator
 from hwsim.recipe.resolve import Resolved
-from hwsim.recipe.settings import Account, Evaluate, Load, Recipe, Train
+from hwsim.recipe.settings import Account, Evaluate, Load, Recipe, Recover, Train
 from hwsim.recipe.show import shown
-from hwsim.recipe.train import train
+from hwsim.recipe.view import views
 from hwsim.report.energy import energy_rows, sparsity_rows
 
 
@@ -40,6 +39,7 @@ class Results:
     energy: list[dict] = field(default_factory=list)
     sparsity: list[dict] = field(default_factory=list)
     levels: list[dict] = field(default_factory=list)
+    sram: list[dict] = field(default_factory=list)
 
 
 def compute_device(wanted: str) -> torch.device:
@@ -63,13 +63,7 @@ class Run:
             wanted.name, data_dir=Path(wanted.dir) if wanted.dir else None, download=wanted.download,
             limit=wanted.limit, progress=progress.fetched,
         )  # fmt: skip
-        self._batches_fill()
-        net = self.network(None)  # a plan that does not fit the images is found before anything runs
-        shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-        self.loaded = {
-            n: trained_before(n, s.run, resolved, self.data, shapes)
-            for n, s in self.recipe.stages.items() if isinstance(s, Load)
-        }  # fmt: skip
+        self.loaded, self.first_weights = before_running(resolved, self.data)
         self.keys = self._keys()
         self.folder = Folder(runs, resolved.name, content_hash(self.keys))
         self.reused: list[str] = []
@@ -92,31 +86,6 @@ class Run:
             write_json(self.folder.path / "manifest.json", {**about, **done})
         return results
 
-    def _batches_fill(self) -> None:
-        images, document = len(self.data.train), self.resolved.document
-        too_large = {n: s for n, s in self.recipe.stages.items() if isinstance(s, Train) and s.batch_size > images}
-        if too_large:
-            raise ConfigError([
-                f"{document.where(('stages', n, 'batch_size'))}: stages.{n}.batch_size: {s.batch_size} is more than "
-                f"the {images} training images of {self.data.name}; no batch would be full"
-                for n, s in too_large.items()
-            ])  # fmt: skip
-
-    def network(self, weights: Trained | None, variation_scale: float = 0.0) -> VggBntt:
-        """The recipe's network on its stores, with given weights or fresh ones."""
-        net_settings, C_HW = self.recipe.net, self.data.shape_CHW
-        net = build(
-            net_settings.name, width=net_settings.width, channels=C_HW[0], size=C_HW[1:], classes=self.data.classes,
-            steps=net_settings.steps, coding=net_settings.encode, leak=net_settings.leak,
-            threshold=net_settings.threshold, generator=generator(self.recipe.seed, "initial weights"),
-        ).to(self.device)  # fmt: skip
-        device = self.recipe.device
-        store = card_store(load_card(device.card), device.weights, variation_scale)
-        place(net, dict.fromkeys(device.on, store))
-        if weights is not None:
-            net.load_state_dict(load_tensors(weights.weights, weights.sha256)[0])
-        return net
-
     def _keys(self) -> dict[str, str]:
         """Stage → the hash of all that its result depends on."""
         device = self.recipe.device
@@ -127,10 +96,14 @@ class Run:
         }  # fmt: skip
         keys: dict[str, str] = {}
         for name, stage in self.recipe.stages.items():
-            settings = stage.model_dump(exclude={"start", "of", "run"})
+            settings = stage.model_dump(exclude={"start", "of", "run", "init_run"})
             parents: Any = getattr(stage, "start", None) or getattr(stage, "of", None) or []
+            if isinstance(stage, Recover) and stage.redraw == "batch":
+                del settings["fixed_chips"]
             if isinstance(stage, Load):
-                settings["weights"] = self.loaded[name].sha256
+                settings["weights"] = [m.sha256 for m in self.loaded[name].members]
+            if name in self.first_weights:
+                settings["init_weights"] = self.first_weights[name].members[0].sha256
             if isinstance(stage, Account):
                 settings["prices"] = load_card(stage.card).hash
             above = [(p, keys[p]) for p in ([parents] if isinstance(parents, str) else parents)]
@@ -161,7 +134,9 @@ class Run:
             "versions": manifest.versions(), "machine": manifest.machine(self.device, self.backend),
             "seed": recipe.seed, "data": {"name": recipe.data.name, "checksum": self.data.checksum},
             "cards": {c: load_card(c).hash for c in sorted(cards)}, "keys": self.keys,
-            "loaded": {n: {"from": str(t.weights.parent), "sha256": t.sha256} for n, t in self.loaded.items()},
+            "loaded": {
+                n: {"from": str(t.folder), "sha256": [m.sha256 for m in t.members]} for n, t in self.loaded.items()
+            },
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         }  # fmt: skip
 
@@ -174,37 +149,44 @@ class Run:
 
     def _load(self, name: str, stage: Load, results: Results) -> None:
         results.trained[name] = self.loaded[name]
-        self.progress.say(f"{name}: weights of {self.loaded[name].weights.parent}")
+        self.progress.say(f"{name}: weights of {self.loaded[name].folder}")
 
     def _train(self, name: str, stage: Train, results: Results) -> None:
         parent = results.trained[stage.start] if stage.start else None
-        before = parent.epochs if parent else 0
         here = self.folder.stage(name)
         found = self._reuse(name)
         if found is None:
-            net = self.network(parent, stage.variation_scale)
             started = time.monotonic()
-            best, rows = train(
-                net, self.data, stage, name=name, key=self.keys[name], seed=self.recipe.seed, epochs_before=before,
-                redraw=self.recipe.device.weights.redraw, augmentation=self.recipe.data.augment,
-                resume=here / "resume.safetensors", progress=self.progress,
-            )  # fmt: skip
-            about = {
-                "stage": name,
-                "key": self.keys[name],
-                "net": self.recipe.net.model_dump(),
-                "epochs": before + stage.epochs,
-            }
-            save_tensors(here / WEIGHTS, best, about)
-            self.folder.finish(name, {**about, "do": "train", "rows": rows})
-            self.progress.say(f"{name}: {len(rows)} epochs in {time.monotonic() - started:.1f} s")
+            self.progress.say(f"{name}: no finished one in {self.folder.runs}, it is trained now")
+            work = Work(self.recipe, self.data, self.device, self.progress)
+            other = self.first_weights.get(name)
+            made = [
+                train_member(work, name, stage, self.keys[name], here, parent, chip, shift, other)
+                for chip, shift in stage.members
+            ]
+            rows = [row for m in made for row in m["rows"]]
+            recovers = isinstance(stage, Recover)
+            self.folder.finish(name, {
+                "stage": name, "key": self.keys[name], "do": "train", "net": self.recipe.net.model_dump(),
+                "device": self.recipe.device.model_dump(), "epochs": (parent.epochs if parent else 0) + stage.epochs,
+                "members": [{k: m[k] for k in ("file", "chip", "shift_bit")} for m in made],
+                "sram": stage.sram.model_dump() if recovers else None,
+                "masked": recovers and (stage.prune is not None or parent.masked), "rows": rows,
+                "sram_rows": [row for m in made for row in m["sram_rows"]],
+            })  # fmt: skip
+            epochs = stage.epochs * len(made)
+            self.progress.say(f"{name}: {epochs} epochs in {time.monotonic() - started:.1f} s")
         elif found[1] != here:
-            shutil.copyfile(found[1] / WEIGHTS, here / (WEIGHTS + ".part"))
-            (here / (WEIGHTS + ".part")).replace(here / WEIGHTS)
+            for file in found[0]["files"]:
+                shutil.copyfile(found[1] / file, here / (file + ".part"))
+                (here / (file + ".part")).replace(here / file)
             self.folder.finish(name, found[0])
         record = read_stage(here)
         results.metrics += [{**row, "stage": name} for row in record["rows"]]
-        results.trained[name] = Trained(here / WEIGHTS, record["files"][WEIGHTS], record["epochs"])
+        results.sram += [{**row, "stage": name} for row in record["sram_rows"]]
+        results.trained[name] = Trained.of_record(here, record)
+
+    _recover = _train
 
     def _evaluate(self, name: str, stage: Evaluate, results: Results) -> None:
         here = self.folder.stage(name)
@@ -219,22 +201,34 @@ class Run:
         saved = read_json(partial, "key", "rows") if partial.exists() else {"key": None}
         rows = saved["rows"] if saved["key"] == self.keys[name] else []
         done = {(r["network"], r["variation_scale"]) for r in rows}
-        todo = [(n, s) for n in stage.of for s in stage.variation_scales if (n, s) not in done]
-        with self.progress.task(name, len(todo) * stage.chips * len(self.data.test)) as advance:
-            for network, scale in todo:
-                net = self.network(results.trained[network], scale)
-                before = len(rows)
-                for row in over_chips(net, self.data, stage, self.recipe.seed, advance):
-                    rows.append({"stage": name, "network": network, "variation_scale": scale, **row})
+        seen = [v for n in stage.of for v in views(n, results.trained[n], stage.chips)]
+        todo = [(view, scale) for view in seen for scale in stage.variation_scales if (view.name, scale) not in done]
+        images = sum(len(view.chips) for view, _ in todo) * len(stage.adapt) * len(self.data.test)
+        with self.progress.task(name, images) as advance:
+            for view, scale in todo:
+                on = view.networks(self.recipe, self.data, self.device, scale)
+                new = [
+                    {"stage": name, "network": view.name, "variation_scale": scale, **row}
+                    for row in over_chips(on, view.chips, self.data, stage, self.recipe.seed, advance)
+                ]
+                rows += new
                 write_json(partial, {"format": FORMAT, "key": self.keys[name], "rows": rows})
-                mean = sum(row["accuracy"] for row in rows[before:]) / stage.chips
-                self.progress.say(f"{name}: {network} at scale {scale:g}: mean {100 * mean:.2f} %, chips {stage.chips}")
+                for number in stage.adapt:
+                    each = [r["accuracy"] for r in new if r["adapt_batches"] == number]
+                    after = f", adapted by {number} batches" if number else ""
+                    mean = 100 * sum(each) / len(each)
+                    self.progress.say(
+                        f"{name}: {view.name} at scale {scale:g}{after}: mean {mean:.2f} %, chips {len(each)}"
+                    )
         self.folder.finish(name, {"key": self.keys[name], "do": "evaluate", "rows": rows})
         results.chips += rows
 
     def _account(self, name: str, stage: Account, results: Results) -> None:
         card = load_card(stage.card)
-        counts, held, levels = count(self.network(results.trained[stage.of]), self.data, stage, self.recipe.seed)
+        of = results.trained[stage.of]
+        members = [m for m in of.members if m.chip in (None, of.members[0].chip)]
+        nets = [network.trained(self.recipe, self.data, self.device, of, m, 0.0) for m in members]
+        counts, held, levels = count(nets, self.data, stage, self.recipe.seed)
         run_id = self.folder.path.name
         settings = {"run_id": run_id, "synapses": stage.synapses, "pooled": stage.pooled}
         results.energy += energy_rows(counts, card, held, **settings)

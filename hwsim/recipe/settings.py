@@ -63,6 +63,11 @@ class Device(Settings):
 class Train(Settings):
     """Train a network, or train one further. The optimizer is SGD with the reference's settings."""
 
+    @property
+    def members(self) -> list[tuple[int | None, int | None]]:
+        """(chip, shift) of each network that this stage trains: one, for any chip."""
+        return [(None, None)]
+
     do: Literal["train"] = "train"
     """The verb of this stage."""
     start: str | None = Field(None, alias="from")
@@ -87,6 +92,69 @@ class Train(Settings):
     """Drop when a fraction is passed, or, like the reference, only when an epoch equals it in floating point."""
     validation_chips: Count = 4
     """Chips over which the validation accuracy is averaged after each epoch; the best epoch's weights are kept."""
+    redraw: Literal["batch", "chip"] = "batch"
+    """When a chip is drawn: batch (anew for every batch) or chip (once, and kept)."""
+    gradient: Literal["straight-through", "xnor"] = "straight-through"
+    """Gradient of a weight on the device: as it comes, or rewritten as XNOR-Net's, which the reference never calls."""
+
+
+class SramSettings(Settings):
+    """The SRAM part of a hybrid layer."""
+
+    bits: Annotated[int, Field(ge=1, le=8)] = 4
+    """Bits of one SRAM word."""
+    quantizer: Literal["twos-complement", "xnor", "none"] = "twos-complement"
+    """Grid of the words: twos-complement has a zero and the RRAM's full scale; xnor: the reference's; none: float."""
+    shift_bits: Annotated[list[Annotated[int, Field(ge=-8, le=8)]], Field(min_length=1)] = [0]
+    """Shift of the SRAM word before it is added, left + and right -; several make an ensemble, a network each."""
+    halved: bool = False
+    """Divide the sum of both parts by two, as the reference does."""
+
+
+class Prune(Settings):
+    """Group lasso and masks by magnitude on the SRAM part of all layers on the device but the first of them."""
+
+    group: Count = 16
+    """Consecutive input channels of one group (with one output channel and the whole kernel)."""
+    ratio: Positive = 1.0
+    """A group's norm is penalized up to this many times the layer's mean norm."""
+    lamda: NotNegative = 1e-4
+    """Coefficient of the penalty."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    """Weights (or norms of groups) up to this share of the layer's largest are masked."""
+    by: Literal["element", "group"] = "element"
+    """What a mask takes: single weights, as the reference, or whole groups."""
+    first: bool = False
+    """Mask the first layer too (it is never penalized)."""
+    fixed_from: Fraction = 0.7
+    """Share of the epochs after which masks stay, the penalty ends, epochs may be kept; 1: never, the reference."""
+
+
+class Recover(Train):
+    """Freeze a trained network's weights in RRAM, add an SRAM part to each, and train that."""
+
+    do: Literal["recover"] = "recover"
+    """The verb of this stage."""
+    sram: SramSettings = SramSettings()
+    """The SRAM part."""
+    init: Literal["rram", "zeros", "residual", "sram", "xavier"] = "rram"
+    """First SRAM weights: the RRAM's masters, zeros, what the cells miss (residual), those of `init_run`, or random."""
+    init_run: str | None = None
+    """Run whose weights the SRAM begins with, for init sram; it may hold other bits."""
+    loads: Literal["all_but_convs", "statistics"] = "all_but_convs"
+    """What else comes from the parent: everything, or the BNTT statistics alone, as in the reference (trap B1)."""
+    fixed_chips: Count = 5
+    """With redraw chip: how many chips are recovered, each with SRAM weights of its own."""
+    keep_parent: bool = True
+    """Keep the parent (SRAM all zero) where no epoch is better on the validation images."""
+    prune: Prune | None = None
+    """Prune the SRAM part while it trains; null does not."""
+
+    @property
+    def members(self) -> list[tuple[int | None, int | None]]:
+        """(chip or None, shift_bit) of each network that this stage trains."""
+        chips = range(self.fixed_chips) if self.redraw == "chip" else [None]
+        return [(chip, shift) for chip in chips for shift in self.sram.shift_bits]
 
 
 class Load(Settings):
@@ -113,6 +181,10 @@ class Evaluate(Settings):
     """Test images a batch; it does not change the result unless `redraw` is batch."""
     redraw: Literal["chip", "batch"] = "chip"
     """chip holds a drawn chip for the whole test set; batch draws anew for every batch, as the reference does."""
+    adapt: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    """Training batches that estimate each chip's BNTT statistics anew; 0 leaves them. Several stand side by side."""
+    adapt_batch_size: Annotated[int, Field(ge=2)] = 64
+    """Training images in one of these batches."""
     drop_last: bool = False
     """Leave out the last, incomplete test batch and average over batches, as the reference does."""
 
@@ -134,7 +206,7 @@ class Account(Settings):
     """How an input that is no spike but an average of spikes is priced: as a multiplication, or as an addition."""
 
 
-Stage = Annotated[Train | Load | Evaluate | Account, Field(discriminator="do")]
+Stage = Annotated[Train | Recover | Load | Evaluate | Account, Field(discriminator="do")]
 
 
 class Option(Settings):
@@ -173,5 +245,7 @@ class Recipe(Settings):
     """The data set."""
     device: Device = Device()
     """What holds the weights."""
+    from_replaces: str | None = None
+    """Stage whose network `--from` takes from a run, without those before it; null is the first stage."""
     stages: Annotated[dict[str, Stage], Field(min_length=1)]
     """The stages, in order."""

@@ -4,18 +4,20 @@ Gains are differences chip by chip: networks of one shape meet the same chips. I
 coding); one training run a network, so they say nothing about other training seeds.
 """
 
-from hwsim.recipe.evaluate import Interval, interval
 from hwsim.recipe.folder import Folder
-from hwsim.recipe.settings import Account, Evaluate, Recipe, Train
+from hwsim.recipe.recover import SRAM_COLUMNS
+from hwsim.recipe.results import ACCURACY, GAINS, accuracy_rows, gain_rows, label, stage_of
+from hwsim.recipe.settings import Evaluate, Recipe, Recover
 from hwsim.report.energy import COLUMNS as ENERGY_COLUMNS
 from hwsim.report.energy import SPARSITY_COLUMNS
 from hwsim.report.table import csv_bytes
 
-METRICS = ("stage", "epoch", "lr", "train_loss", "validation_loss", "validation_accuracy", "is_best")
-CHIPS = ("stage", "network", "variation_scale", "chip", "accuracy", "images")
-ACCURACY = ("network", "variation_scale", "chips", "mean", "std", "ci95_low", "ci95_high", "minimum", "images")
-GAINS = ("network", "reference", "variation_scale", "chips", "gain_mean", "gain_ci95_low", "gain_ci95_high", "verdict")
-LEVELS = ("layer", "bits", "levels_used", "weights")
+METRICS = (
+    "stage", "chip", "shift_bit", "epoch", "lr", "train_loss", "validation_loss", "validation_accuracy", "is_best",
+    "eligible",
+)  # fmt: skip
+CHIPS = ("stage", "network", "adapt_batches", "variation_scale", "chip", "accuracy", "images")
+LEVELS = ("layer", "part", "bits", "levels_used", "weights")
 
 
 def write_tables(folder: Folder, recipe: Recipe, name: str, results) -> None:
@@ -25,7 +27,7 @@ def write_tables(folder: Folder, recipe: Recipe, name: str, results) -> None:
         "accuracy.csv": (accuracy_rows(results.chips), ACCURACY),
         "gains.csv": (gain_rows(results.chips, recipe), GAINS),
         "energy.csv": (results.energy, ENERGY_COLUMNS), "sparsity.csv": (results.sparsity, SPARSITY_COLUMNS),
-        "levels.csv": (results.levels, LEVELS),
+        "levels.csv": (results.levels, LEVELS), "sram.csv": (results.sram, SRAM_COLUMNS),
     }  # fmt: skip
     for file, (rows, columns) in tables.items():
         if rows:
@@ -37,76 +39,14 @@ def write_tables(folder: Folder, recipe: Recipe, name: str, results) -> None:
     of = f"{recipe.net.name} on {recipe.data.name}, {bits}"
     rows = accuracy_rows(results.chips)
     if rows:
-        chips = rows[0]["chips"]
-        folder.write("accuracy.png", accuracy_figure(rows, f"{of}: mean over {chips} chips, band: 95 % interval"))
+        chips = max(r["chips"] for r in rows)
+        over = {r["chips"]: "" if r["chips"] == chips else f", {r['chips']} of them" for r in rows}
+        named = [{**r, "network": label(r) + over[r["chips"]]} for r in rows]
+        folder.write("accuracy.png", accuracy_figure(named, f"{of}: mean over {chips} chips, band: 95 % interval"))
     if results.energy:
         card = results.energy[0]["card"]
         folder.write("energy.png", energy_figure(results.energy, f"{of}: energy an image, prices of {card}"))
     folder.write("summary.md", summary(recipe, name, results).encode())
-
-
-def accuracy_rows(chips: list[dict]) -> list[dict]:
-    """Rows of accuracy.csv: one for each network and scale."""
-    out = []
-    for (network, scale), rows in _grouped(chips).items():
-        i = interval([r["accuracy"] for r in rows])
-        values = (network, scale, i.n, i.mean, i.std, i.low, i.high, i.minimum, rows[0]["images"])
-        out.append(dict(zip(ACCURACY, values, strict=True)))
-    return out
-
-
-def gain_rows(chips: list[dict], recipe: Recipe) -> list[dict]:
-    """Rows of gains.csv: each network trained with variation against each trained without, chip by chip.
-
-    Chips are paired by number. verdict: apart_above or apart_below where the two networks' own 95 % intervals do not
-    overlap, else overlap; no_interval where a single chip was measured.
-    """
-    groups = _grouped(chips)
-    trained = {n: s.variation_scale for n, s in recipe.stages.items() if isinstance(s, Train)}
-    out = []
-    for (network, scale), rows in groups.items():
-        for reference in trained:
-            if not trained.get(network) or trained[reference] or (reference, scale) not in groups:
-                continue
-            mine, theirs = ({r["chip"]: r["accuracy"] for r in g} for g in (rows, groups[reference, scale]))
-            i = interval([mine[chip] - theirs[chip] for chip in mine if chip in theirs])
-            verdict = _verdict(interval([*mine.values()]), interval([*theirs.values()]))
-            values = (network, reference, scale, i.n, i.mean, i.low, i.high, verdict)
-            out.append(dict(zip(GAINS, values, strict=True)))
-    return out
-
-
-def _verdict(mine: Interval, theirs: Interval) -> str:
-    if min(mine.n, theirs.n) < 2:
-        return "no_interval"
-    return "apart_above" if mine.low > theirs.high else "apart_below" if mine.high < theirs.low else "overlap"
-
-
-def _grouped(chips: list[dict]) -> dict[tuple[str, float], list[dict]]:
-    out: dict[tuple[str, float], list[dict]] = {}
-    for row in chips:
-        out.setdefault((row["network"], row["variation_scale"]), []).append(row)
-    return out
-
-
-def headline(recipe: Recipe, results) -> dict:
-    """The one number that people want: the accuracy of the network that the recipe is about, at the scale it is for.
-
-    That network is the one that `account` counts, else the last one measured.
-    """
-    rows = accuracy_rows(results.chips)
-    if not rows:
-        return {"run": str(results.folder)}
-    networks = list(dict.fromkeys(r["network"] for r in rows))
-    counted = [s.of for s in recipe.stages.values() if isinstance(s, Account) and s.of in networks]
-    network = [*networks, *counted][-1]
-    stage = recipe.stages[network]
-    wanted = stage.variation_scale if isinstance(stage, Train) else 1.0
-    row = min(
-        (r for r in rows if r["network"] == network),
-        key=lambda r: (abs(r["variation_scale"] - wanted), r["variation_scale"]),
-    )
-    return {"run": str(results.folder), **row}
 
 
 def summary(recipe: Recipe, name: str, results) -> str:
@@ -122,13 +62,18 @@ def summary(recipe: Recipe, name: str, results) -> str:
         scales = list(dict.fromkeys(r["variation_scale"] for r in rows))
         out.append("| network | " + " | ".join(f"scale {s:g}" for s in scales) + " |")
         out.append("|---" * (len(scales) + 1) + "|")
-        for network in dict.fromkeys(r["network"] for r in rows):
-            cells = [_cell(r) for s in scales for r in rows if r["network"] == network and r["variation_scale"] == s]
+        for network in dict.fromkeys(map(label, rows)):
+            cells = [_cell(r, stage.chips) for s in scales for r in rows
+                     if label(r) == network and r["variation_scale"] == s]  # fmt: skip
             out.append(f"| {network} | " + " | ".join(cells) + " |")
         out += ["", *sentences(rows, gain_rows(results.chips, recipe), recipe)]
+    out += sram_sentences(results.sram, results.metrics, recipe)
     if results.levels:
-        used = ", ".join(f"{r['layer']} {r['levels_used']}" for r in results.levels)
-        out.append(f"\nDistinct weight values in use ({results.levels[0]['bits']} bit): {used}.")
+        for part in dict.fromkeys(r["part"] for r in results.levels):
+            rows = [r for r in results.levels if r["part"] == part]
+            used = ", ".join(f"{r['layer']} {r['levels_used']}" for r in rows)
+            of = "" if part == "synapse" else f"{part.upper()}, "
+            out.append(f"\nDistinct weight values in use ({of}{rows[0]['bits']} bit): {used}.")
     if results.energy:
         total = {r["phase"]: r for r in results.energy if r["layer"] == "TOTAL"}
         ours, ann = (total[p]["energy_pj"] / 1000 for p in ("inference", "ann_inference"))
@@ -143,15 +88,20 @@ def summary(recipe: Recipe, name: str, results) -> str:
 def sentences(accuracy: list[dict], gains: list[dict], recipe: Recipe) -> list[str]:
     """For each scale, what variation costs the reference and whether training with variation wins it back."""
     out = []
-    of = {(r["network"], r["variation_scale"]): r for r in accuracy}
+    of = {(r["network"], r["adapt_batches"], r["variation_scale"]): r for r in accuracy}
     for g in gains:
-        scale, stage = g["variation_scale"], recipe.stages[g["network"]]
+        scale, adapt, stage = g["variation_scale"], g["adapt_batches"], stage_of(recipe, g["network"])
         if scale == 0 or (stage.variation_scale not in (1.0, scale)):
             continue
-        reference, clean = of[g["reference"], scale], of.get((g["reference"], 0.0))
-        text = f"* scale {scale:g}: `{g['network']}` against `{g['reference']}`: {100 * g['gain_mean']:+.2f} points "
+        reference, clean = of[g["reference"], adapt, scale], of.get((g["reference"], adapt, 0.0))
+        both = f", both adapted ({adapt})" if adapt else ""
+        text = (
+            f"* scale {scale:g}: `{g['network']}` against `{g['reference']}`{both}: {100 * g['gain_mean']:+.2f} points "
+        )
         if g["verdict"] == "no_interval":
-            out.append(text + "on one chip, which gives no interval; use --chips 2 or more.")
+            alone = isinstance(stage, Recover) and stage.redraw == "chip" and stage.fixed_chips == 1
+            option = "--fixed-chips" if alone else "--chips"
+            out.append(text + f"on one chip, which gives no interval; use {option} 2 or more.")
             continue
         text += (
             f"(95 % of the difference chip by chip: {100 * g['gain_ci95_low']:+.2f} to "
@@ -163,7 +113,7 @@ def sentences(accuracy: list[dict], gains: list[dict], recipe: Recipe) -> list[s
             "overlap": f"{_paired(g)} the two intervals overlap.",
         }[g["verdict"]]
         if g["verdict"] != "apart_above" and clean is not None:
-            text += _why(of[g["network"], scale], reference, clean)
+            text += _why(of[g["network"], adapt, scale], reference, clean)
         out.append(text)
     return out
 
@@ -189,7 +139,33 @@ def _why(mine: dict, reference: dict, clean: dict) -> str:
     )
 
 
-def _cell(r: dict) -> str:
-    if r["chips"] == 1:
-        return f"{100 * r['mean']:.2f}"
-    return f"{100 * r['mean']:.2f} [{100 * r['ci95_low']:.2f}, {100 * r['ci95_high']:.2f}], {100 * r['minimum']:.2f}"
+def sram_sentences(sram: list[dict], metrics: list[dict], recipe: Recipe) -> list[str]:
+    """For each recovery: how often the parent was kept, and how much of the SRAM is zero (without the first layer)."""
+    out = []
+    for name in dict.fromkeys(r["stage"] for r in sram):
+        stage = stage_of(recipe, name)
+        if not isinstance(stage, Recover):
+            continue
+        best = [r for r in metrics if r["stage"] == name and r["is_best"]]
+        last = {(r["chip"], r["shift_bit"]): r["epoch"] for r in best}
+        kept = sum(epoch == 0 for epoch in last.values())
+        rows = [r for r in sram if r["stage"] == name]
+        rows = [r for r in rows if r["layer"] != rows[0]["layer"]]
+        weights, groups = sum(r["weights"] for r in rows), sum(r["groups"] or 0 for r in rows)
+        zeros = sum(r["weights"] * r["zero_fraction"] for r in rows) / weights if weights else 0.0
+        text = f"\n`{name}`: {100 * zeros:.1f} % of the SRAM words are zero"
+        if groups:
+            zero_groups = sum(r["groups"] * r["zero_groups_fraction"] for r in rows if r["groups"]) / groups
+            text += f", {100 * zero_groups:.1f} % of the groups of {rows[0]['group']} input channels"
+        text += f" ({'pruned' if stage.prune else 'not pruned'}; without the first layer)."
+        if kept:
+            what = "on the validation images no epoch was better than the parent, which was kept"
+            text += f" {what} ({kept} of {len(last)} networks)." if len(last) > 1 else f" {what}."
+        out.append(text)
+    return out
+
+
+def _cell(r: dict, chips: int) -> str:
+    over = f" over {r['chips']}" if r["chips"] != chips else ""
+    spread = f" [{100 * r['ci95_low']:.2f}, {100 * r['ci95_high']:.2f}], {100 * r['minimum']:.2f}"
+    return f"{100 * r['mean']:.2f}{spread if r['chips'] > 1 else ''}{over}"

@@ -1,12 +1,14 @@
 """One training loop for every network family: for each loss of a batch, backward and step.
 
 Before each batch a chip is drawn (or one chip for the whole stage); the gradient passes straight through the store to
-the master weights. After each epoch the validation images judge the network under the stage's variation, and the best
-epoch's weights are kept; the test set is never looked at. The state of every finished epoch is on disk, so an
-interrupted stage goes on from there and ends with the same bytes.
+the master weights. A stage that prunes takes the masks before the batch and adds the group lasso's gradient, on the
+master weights, after the batch's own. After each epoch the validation images judge the network under the stage's
+variation, and the best epoch's weights are kept; the test set is never looked at. The state of every finished epoch is
+on disk, so an interrupted stage goes on from there and ends with the same bytes.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,12 +17,16 @@ from torch import nn
 from hwsim.config import RunError
 from hwsim.data.augment import augment
 from hwsim.data.image import ImageData, batches, normalize
-from hwsim.device.store import clear, draw
+from hwsim.device.hybrid import Hybrid
+from hwsim.device.quantize import xnor_gradient
+from hwsim.device.store import Ideal, clear, draw, load
 from hwsim.recipe.checkpoint import load_tensors, save_tensors
 from hwsim.recipe.evaluate import measure
 from hwsim.recipe.progress import Progress
+from hwsim.recipe.prune import fix_masks, group_lasso, hybrid_layers, refresh_masks
 from hwsim.recipe.randomness import generator
-from hwsim.recipe.settings import Train
+from hwsim.recipe.recover import sram_words
+from hwsim.recipe.settings import Prune, Recover, Train
 
 DIVERGED = 1e4
 """A cross-entropy above this is divergence: chance is log(classes)."""
@@ -53,15 +59,18 @@ def train(
     key: str,
     seed: int,
     epochs_before: int,
-    redraw: str,
     augmentation: str,
     resume: Path,
     progress: Progress,
+    chip: int = 0,
+    fallback: Callable[[], dict[str, torch.Tensor]] | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Train `net`, whose stores are placed; returns (best weights by validation, one row of metrics an epoch).
 
-    epochs_before: epochs that the starting network has seen, so that batches are not repeated. redraw: a fresh chip for
-    every batch, or one chip for the whole stage. resume: file that keeps the state of the last finished epoch.
+    epochs_before: epochs that the starting network has seen, so that batches are not repeated. chip: the one that is
+    drawn where the stage keeps a chip; the validation images meet it too. resume: file that keeps the state of the last
+    finished epoch. fallback: gives the weights that are judged before the first epoch (row 0) and kept where no epoch
+    is better; without it only what was trained counts. Of a stage that prunes, only epochs with final masks count.
     Raises `RunError` if the loss or a weight stops being a number, naming layer, step and likely cause.
     """
     device = next(net.parameters()).device
@@ -71,61 +80,106 @@ def train(
     best, rows = None, []
     if resume.exists():
         best, rows = _resume(resume, key, net, optimizer)
-        progress.say(f"{name}: resuming after epoch {len(rows)} of {stage.epochs}")
+        progress.say(f"{name}: resuming after epoch {rows[-1]['epoch']} of {stage.epochs}")
+    elif fallback is not None:
+        best, rows = _fallback(net, fallback(), data, stage, seed, chip, name, progress)
+    done = rows[-1]["epoch"] if rows else 0
     per_epoch = len(images) // stage.batch_size
     if per_epoch == 0:
         raise RunError(
             f"stage {name}: {len(images)} training images fill no batch of {stage.batch_size}; lower batch_size"
         )
-    with progress.task(name, (stage.epochs - len(rows)) * per_epoch * stage.batch_size) as advance:
+    with progress.task(name, (stage.epochs - done) * per_epoch * stage.batch_size) as advance:
 
         def tell(images: int, text: str) -> None:
             last = f"  validation {100 * rows[-1]['validation_accuracy']:.2f} %" if rows else ""
             advance(images, text + last)
 
-        for epoch in range(len(rows), stage.epochs):
+        for epoch in range(done, stage.epochs):
             lr = optimizer.param_groups[0]["lr"] = learning_rate(stage, epoch)
             loss = _one_epoch(
-                net, images, data, stage, optimizer, name, epoch, epochs_before + epoch, seed, redraw, augmentation,
-                tell,
-            )  # fmt: skip
-            accuracy, validation_loss = _validate(net, data, stage, seed)
-            is_best = not rows or (accuracy, -validation_loss) > max(
-                (r["validation_accuracy"], -r["validation_loss"]) for r in rows
+                net, images, data, stage, optimizer, name, epoch, epochs_before + epoch, seed, chip, augmentation, tell
+            )
+            accuracy, validation_loss = _validate(net, data, stage, seed, chip)
+            before = [r for r in rows if r["eligible"]]
+            eligible = _is_eligible(stage, epoch)
+            is_best = eligible and (
+                not before
+                or (accuracy, -validation_loss) > max((r["validation_accuracy"], -r["validation_loss"]) for r in before)
             )
             if is_best:
                 best = {k: v.detach().clone() for k, v in net.state_dict().items()}
-            rows.append({
-                "stage": name, "epoch": epoch + 1, "lr": lr, "train_loss": loss, "validation_loss": validation_loss,
-                "validation_accuracy": accuracy, "is_best": int(is_best),
-            })  # fmt: skip
+            rows.append(_row(name, epoch + 1, lr, loss, validation_loss, accuracy, is_best, eligible))
             progress.say(
                 f"{name}: epoch {epoch + 1}/{stage.epochs}  lr {lr:g}  loss {loss:.4f}  "
                 f"validation {100 * accuracy:.2f} %{'  best' if is_best else ''}"
             )
-            _save(resume, key, net, optimizer, best, rows)
+            _save(resume, key, net, optimizer, best or {}, rows)
+    if _prunes(stage):
+        load(net, best)
+        fix_masks(net)
+        best = {k: v.detach().clone() for k, v in net.state_dict().items()}
     clear(net)
     return best, rows
 
 
+def masks_fixed_from(stage: Recover) -> int:
+    """The first 0-based epoch with masks that stay: at least the last one, or none at all with fixed_from 1."""
+    if stage.prune.fixed_from == 1:
+        return stage.epochs
+    return min(math.ceil(stage.prune.fixed_from * stage.epochs - 1e-9), stage.epochs - 1)
+
+
+def _prunes(stage: Train) -> bool:
+    return isinstance(stage, Recover) and stage.prune is not None
+
+
+def _is_eligible(stage: Train, epoch: int) -> bool:
+    """Whether the epoch's weights may be kept: not those that would still be pruned further."""
+    return not _prunes(stage) or stage.prune.fixed_from == 1 or epoch >= masks_fixed_from(stage)
+
+
+def _row(name, epoch, lr, loss, validation_loss, accuracy, is_best, eligible) -> dict:
+    return {
+        "stage": name, "epoch": epoch, "lr": lr, "train_loss": loss, "validation_loss": validation_loss,
+        "validation_accuracy": accuracy, "is_best": int(is_best), "eligible": int(eligible),
+    }  # fmt: skip
+
+
+def _fallback(net, state, data, stage, seed, chip, name, progress) -> tuple[dict, list[dict]]:
+    """(state, its row of metrics): what is kept where no epoch is better."""
+    own = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    load(net, state)
+    accuracy, loss = _validate(net, data, stage, seed, chip)
+    load(net, own)
+    progress.say(f"{name}: its parent  validation {100 * accuracy:.2f} %")
+    return state, [_row(name, 0, 0.0, "", loss, accuracy, True, True)]
+
+
 def _one_epoch(
-    net, images, data, stage, optimizer, name, epoch, global_epoch, seed, redraw, augmentation, advance
+    net, images, data, stage, optimizer, name, epoch, global_epoch, seed, chip, augmentation, advance
 ) -> float:
     net.train()
     device = images.labels_N.device
     order = generator(seed, "batches", "order", global_epoch)
     coding = generator(seed, "batches", "coding", global_epoch, device=device)
     picture = generator(seed, "batches", "augment", global_epoch, device=device)
-    chips = generator(seed, "chips", "training", global_epoch if redraw == "batch" else 0, device=device)
-    if redraw == "chip":
-        # One fabricated array: the chip that `evaluate` calls number 0.
-        draw(net, generator(seed, "chips", 0))
+    chips = generator(seed, "chips", "training", global_epoch, device=device)
+    if stage.redraw == "chip":
+        # One fabricated array: the one that `evaluate` calls by this number.
+        draw(net, generator(seed, "chips", chip))
+    prune = stage.prune if _prunes(stage) and epoch < masks_fixed_from(stage) else None
+    if _prunes(stage) and epoch == masks_fixed_from(stage):
+        _refresh(net, stage.prune)
+        fix_masks(net)
     total = torch.zeros((), dtype=torch.float64, device=device)
     look_every = 1 if device.type == "cpu" else 50  # looking at a loss waits for the GPU
     step = 0
     for x_uint8, y in batches(images, stage.batch_size, order, drop_last=True):
-        if redraw == "batch":
+        if stage.redraw == "batch":
             draw(net, chips)
+        if prune:
+            _refresh(net, prune)
         x = normalize(augment(x_uint8, augmentation, picture), data.mean, data.std)
         look = (step + 1) % look_every == 0
         for loss in net.losses(x, y, coding):
@@ -133,6 +187,12 @@ def _one_epoch(
                 _check(net, name, epoch, step + 1, float(loss.detach()), stage)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if stage.gradient == "xnor":
+                rewrite_gradients(net)
+            if prune:
+                penalized = [layer.weight for layer in hybrid_layers(net).values()][1:]
+                if penalized:
+                    group_lasso(penalized, group=prune.group, ratio=prune.ratio, lamda=prune.lamda).backward()
             optimizer.step()
         total += loss.detach()
         step += 1
@@ -140,16 +200,40 @@ def _one_epoch(
             advance(look_every * stage.batch_size, f"loss {float(loss.detach()):.3f}")
     mean = float(total) / step
     _check(net, name, epoch, step, mean, stage)
+    if prune:
+        _refresh(net, prune)
     return mean
 
 
-def _validate(net, data: ImageData, stage: Train, seed: int) -> tuple[float, float]:
-    """Mean validation accuracy and loss over the stage's validation chips (the same chips after every epoch)."""
+def _refresh(net: nn.Module, prune: Prune) -> None:
+    refresh_masks(net, prune.threshold, by=prune.by, group=prune.group, first=prune.first)
+
+
+@torch.no_grad()
+def rewrite_gradients(net: nn.Module) -> None:
+    """XNOR-Net's gradient on every weight that lies on the device, from what its cells hold (as programmed).
+
+    Of a hybrid layer that is the SRAM part, as in the reference.
+    """
+    for layer in net.modules():
+        store = getattr(layer, "store", None)
+        if store is None or isinstance(store, Ideal) or layer.weight.grad is None:
+            continue
+        held = sram_words(layer) if isinstance(store, Hybrid) else store.held(layer.weight)
+        layer.weight.grad = xnor_gradient(held, layer.weight.grad)
+
+
+def _validate(net, data: ImageData, stage: Train, seed: int, chip: int) -> tuple[float, float]:
+    """Mean validation accuracy and loss over the stage's validation chips (the same chips after every epoch).
+
+    Where the stage keeps a chip, that chip is meant, with as many spike codings.
+    """
     device = next(net.parameters()).device
     results = []
-    for chip in range(stage.validation_chips):
-        draw(net, generator(seed, "chips", "validation", chip))
-        coding = generator(seed, "batches", "validation", chip, device=device)
+    for number in range(stage.validation_chips):
+        purpose = ("validation", number) if stage.redraw == "batch" else (chip,)
+        draw(net, generator(seed, "chips", *purpose))
+        coding = generator(seed, "batches", "validation", number, device=device)
         results.append(measure(net, data.validation, data, coding, batch_size=2 * stage.batch_size))
     n = len(results)
     return math.fsum(r.accuracy for r in results) / n, math.fsum(r.loss for r in results) / n
@@ -190,8 +274,8 @@ def _resume(path: Path, key: str, net: nn.Module, optimizer) -> tuple[dict, list
     def part(prefix: str) -> dict:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    net.load_state_dict(part("net."))
+    load(net, part("net."))
     device = next(net.parameters()).device
     for name, buffer in part("momentum.").items():
         optimizer.state[net.get_parameter(name)]["momentum_buffer"] = buffer.to(device)
-    return {k: v.to(device) for k, v in part("best.").items()}, about["rows"]
+    return {k: v.to(device) for k, v in part("best.").items()} or None, about["rows"]

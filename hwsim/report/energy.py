@@ -22,16 +22,19 @@ ANALOG_BITS = 32
 
 
 class Held(NamedTuple):
-    """How a layer's weights are held: bits a weight, and the fraction that is not zero."""
+    """How an array holds a layer's weights: bits a weight, the fraction that is not zero, what it is called."""
 
     bits: int
     density: float
+    component: str = "synapse"
 
 
 def energy_rows(
-    counts: Counts, card: Card, held: dict[str, Held], *, run_id: str, synapses: str, pooled: str
+    counts: Counts, card: Card, held: dict[str, tuple[Held, ...]], *, run_id: str, synapses: str, pooled: str
 ) -> list[dict]:
     """Rows of energy.csv. Counts are per image; TOTAL rows are the sums of a phase's rows.
+
+    held: layer → the arrays that hold it; of two (a hybrid layer's RRAM and SRAM) an input event reads both.
 
     Raises `CardError` if the card has no price for an action that occurs.
     """
@@ -44,9 +47,10 @@ def energy_rows(
         density = events / (counts.images * layer.inputs * len(layer.unit))
         common = {"layer": name, "timesteps": len(layer.unit), "input_density": density}
         bits = layer.parts.bit_length() or ANALOG_BITS  # an average of n spikes is one of n + 1 values
-        rows.append(_row(card, held[name], "inference", "ac", ac / counts.images, 1, common))
-        if mac:
-            rows.append(_row(card, held[name], "inference", "mac", mac / counts.images, bits, common))
+        for array in held[name]:
+            rows.append(_row(card, array, "inference", "ac", ac / counts.images, 1, common))
+            if mac:
+                rows.append(_row(card, array, "inference", "mac", mac / counts.images, bits, common))
     for name, layer in counts.layers.items():
         common = {"layer": name, "timesteps": 1, "input_density": 1.0}
         dense = Held(ANALOG_BITS, 1.0)
@@ -54,7 +58,7 @@ def energy_rows(
     out = []
     for phase in ("inference", "ann_inference"):
         part = [r for r in rows if r["phase"] == phase]
-        total = {"layer": "TOTAL", "phase": phase, "component": "synapse", "action": "all",
+        total = {"layer": "TOTAL", "phase": phase, "component": "all", "action": "all",
                  "count": sum(r["count"] for r in part), "energy_pj": sum(r["energy_pj"] for r in part)}  # fmt: skip
         for r in (*part, total):
             r["share"] = r["energy_pj"] / total["energy_pj"] if total["energy_pj"] else 0.0
@@ -66,7 +70,7 @@ def energy_rows(
 def _row(card: Card, held: Held, phase: str, action: str, count: float, input_bits: int, common: dict) -> dict:
     price = card.price(action)
     return {
-        **common, "phase": phase, "component": "synapse", "action": action, "count": count,
+        **common, "phase": phase, "component": held.component, "action": action, "count": count,
         "unit_energy_pj": price.pJ, "energy_pj": count * price.pJ, "weight_bits": held.bits, "input_bits": input_bits,
         "weight_density": held.density, "source": price.source, "evidence": price.evidence,
     }  # fmt: skip

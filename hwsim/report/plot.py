@@ -54,9 +54,12 @@ def energy_figure(rows: Sequence[dict], title: str) -> bytes:
             ("ann_inference", "mac", "same shape, not spiking (MAC)", 0.2))  # fmt: skip
     bottom = dict.fromkeys(layers, 0.0)
     for phase, action, label, offset in bars:
-        nj = {r["layer"]: r["energy_pj"] / 1000 for r in rows if r["phase"] == phase and r["action"] == action}
+        nj = dict.fromkeys(layers, 0.0)
+        for r in rows:
+            if r["phase"] == phase and r["action"] == action and r["layer"] in nj:
+                nj[r["layer"]] += r["energy_pj"] / 1000
         base = [bottom[n] if phase == "inference" else 0.0 for n in layers]
-        heights = [nj.get(n, 0.0) for n in layers]
+        heights = [nj[n] for n in layers]
         axes.bar([i + offset for i in range(len(layers))], heights, 0.38, bottom=base, label=label)
         if phase == "inference":
             bottom = {n: b + h for n, b, h in zip(layers, base, heights, strict=True)}

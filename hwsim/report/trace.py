@@ -27,11 +27,13 @@ class LayerCounts:
     unit: np.ndarray
     fractional: np.ndarray
     parts: int = 1
+    networks: int = 1
+    """Networks of an ensemble that have this layer; `neurons` and `inputs` are those of all."""
 
     @property
     def inputs(self) -> int:
         """Inputs of the layer, an image and step."""
-        return self.weight_shape[1] * prod(self.image)
+        return self.weight_shape[1] * prod(self.image) * self.networks
 
     def fan_out(self, synapses: str) -> np.ndarray:
         """Synapses that one input event reaches, by place [H, W] (a number for a linear layer).
@@ -81,3 +83,11 @@ class Counts:
             layer = self.layers[name]
             layer.spikes_T = layer.spikes_T + spikes
             layer.unit, layer.fractional = layer.unit + sums["unit"], layer.fractional + sums["fractional"]
+
+    def beside(self, other: "Counts") -> None:
+        """Add those of another network of an ensemble, which saw the same images."""
+        for name, layer in self.layers.items():
+            more = other.layers[name]
+            layer.spikes_T = layer.spikes_T + more.spikes_T
+            layer.unit, layer.fractional = layer.unit + more.unit, layer.fractional + more.fractional
+            layer.neurons, layer.networks = layer.neurons + more.neurons, layer.networks + more.networks
