@@ -2,8 +2,11 @@
 
 Each with the allocator's defaults and with huge pages (torch's THP_MEM_ALLOC_ENABLE), as every recipe runs. Time: one
 process for each allocator, in it one step of each variant in turn, after one step each to warm up; minimum, median, and
-ratios to the loop with the default allocator. Memory: a process for each, peak resident size after two steps, minus
-what the imports took. All get the same weights, images and spikes; weights are not quantized; SGD with momentum.
+ratios to the first variant with the default allocator. Memory: a process for each, peak resident size after two steps,
+minus what the imports took. All get the same weights, images and spikes; weights are not quantized; SGD with momentum.
+
+`--hybrid` compares layers on devices instead, on the fast backend, with a chip drawn in every step: RRAM alone, RRAM
+and SRAM as one summed weight, and both as two convolutions and a sum, as the reference computes them.
 """
 
 import json
@@ -14,13 +17,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from hwsim.config import ConfigError, nearest
+from hwsim.device.hybrid import Hybrid, Sram
+from hwsim.device.store import Rram, draw, place
 from hwsim.network import lif
+from hwsim.network.layer import Conv2d
 from hwsim.network.stepwise import StepwiseVgg
 from hwsim.network.vgg_bntt import PLANS, build
 from hwsim.recipe.manifest import commit, versions
@@ -28,33 +36,83 @@ from hwsim.report.table import aligned, csv_bytes
 
 WAYS = ("loop", "folded", "fused")
 """loop: time outside, layers inside. folded: layer by layer in plain torch. fused: with the backend of `lif.choose`."""
+HYBRID_WAYS = ("rram", "hybrid", "two-convolutions")
+"""rram: convolutions on RRAM. hybrid: on RRAM and SRAM, a summed weight. two-convolutions: one for each, and a sum."""
+RRAM, SRAM = Rram(bits=4, sigma=0.35), Sram(bits=4)
 ALLOCATORS = ("default", "huge")
 THREADS = 2
 COLUMNS = (
     "variant", "allocator", "net", "width", "size_px", "steps", "batch", "threads", "samples", "min_s", "median_s",
     "speedup_min", "speedup_median", "peak_mb_above_imports", "memory_ratio", "torch", "commit",
 )  # fmt: skip
+HYBRID_COLUMNS = tuple(c.replace("speedup", "time_ratio") for c in COLUMNS)
 
 
-def training_step(how: str, *, net: str, width: float, size: int, steps: int, batch: int) -> Callable[[], float]:
-    """A function that does one training step in one of the `WAYS` and returns its seconds."""
+@dataclass(frozen=True)
+class _Words:
+    """The SRAM part of a hybrid layer, alone on a layer."""
+
+    full_scale: torch.Tensor
+
+    def read(self, layer: nn.Module) -> torch.Tensor:
+        return SRAM.read(layer, full_scale=self.full_scale)
+
+    def noise_shape(self, weight_shape: tuple[int, ...]) -> None:
+        return None
+
+
+class TwoConvolutions(nn.Module):
+    """A hybrid layer as the reference computes it: a convolution for each part, and their sum (trap E6)."""
+
+    def __init__(self, layer: Conv2d):
+        super().__init__()
+        self.rram, self.sram = (Conv2d(layer.in_channels, layer.out_channels) for _ in range(2))
+        self.rram.weight = nn.Parameter(layer.rram, requires_grad=False)
+        self.rram.store = RRAM
+        self.sram.weight = layer.weight
+        self.sram.store = _Words(RRAM.full_scale(layer.rram))
+
+    def forward(self, x_TBCHW: torch.Tensor, parts: int = 0) -> torch.Tensor:
+        return self.rram(x_TBCHW, parts) + self.sram(x_TBCHW, parts)
+
+
+def _place(model: nn.Module, how: str) -> None:
+    """Put a network's convolutions on the device of one of the `HYBRID_WAYS`; their weights are in RRAM and in SRAM."""
+    place(model, {"conv*": RRAM if how == "rram" else Hybrid(RRAM, SRAM)})
+    if how == "rram":
+        return
+    for name, _, _ in model.blocks:
+        layer = model.get_submodule(name)
+        layer.rram = layer.weight.detach().clone()
+        if how == "two-convolutions":
+            setattr(model, name, TwoConvolutions(layer))
+
+
+def training_step(
+    how: str, *, net: str, width: float, size: int, steps: int, batch: int
+) -> Callable[[], tuple[float, float]]:
+    """A function that does one training step in one of the `WAYS` or `HYBRID_WAYS` and returns its seconds and loss."""
     generator = torch.Generator().manual_seed(0)
     model = build(net, width=width, channels=3, size=(size, size), classes=10, steps=steps, generator=generator)
     x = torch.randn(batch, 3, size, size, generator=generator)
     y = torch.randint(10, (batch,), generator=generator)
+    if how in HYBRID_WAYS:
+        _place(model, how)
+    chips = torch.Generator().manual_seed(1)
     run = StepwiseVgg(model) if how == "loop" else model.run
     owner = run if how == "loop" else model
     optimizer = torch.optim.SGD(owner.parameters(), 0.01, 0.9, weight_decay=1e-4)
 
-    def step() -> float:
+    def step() -> tuple[float, float]:
         lif.forced = "reference" if how == "folded" else "auto"
         try:
             start = time.perf_counter()
+            draw(model, chips)
             loss = F.cross_entropy(run(model.encode(x, generator))[0], y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            return time.perf_counter() - start
+            return time.perf_counter() - start, loss.item()
         finally:
             lif.forced = "auto"
 
@@ -69,15 +127,15 @@ def _in_process(call: str, allocator: str) -> dict[str, list[float]] | float:
     return json.loads(done.stdout)
 
 
-def _print_seconds(samples: int, settings: dict) -> None:
+def _print_seconds(ways: tuple[str, ...], samples: int, settings: dict) -> None:
     torch.set_num_threads(THREADS)
-    steps = {how: training_step(how, **settings) for how in WAYS}
+    steps = {how: training_step(how, **settings) for how in ways}
     for step in steps.values():
         step()
-    seconds: dict[str, list[float]] = {how: [] for how in WAYS}
+    seconds: dict[str, list[float]] = {how: [] for how in ways}
     for _ in range(samples):
         for how, step in steps.items():
-            seconds[how].append(step())
+            seconds[how].append(step()[0])
     print(json.dumps(seconds))
 
 
@@ -101,17 +159,27 @@ def _resident_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def bench(*, csv_file: Path | None, samples: int, **settings) -> str:
-    """Measure every way with every allocator; returns the table as text and writes it as CSV where asked."""
+def bench(*, csv_file: Path | None, samples: int, hybrid: bool = False, **settings) -> str:
+    """Measure every way with every allocator; returns the table as text and writes it as CSV where asked.
+
+    hybrid: the `HYBRID_WAYS`, with times relative to rram; else the `WAYS`, with speed relative to the loop.
+    """
     if settings["net"] not in PLANS:
         raise ConfigError([f"--net: there is no network '{settings['net']}'{nearest(settings['net'], PLANS)}"])
+    ways, columns = (HYBRID_WAYS, HYBRID_COLUMNS) if hybrid else (WAYS, COLUMNS)
     seconds, memory = {}, {}
     for allocator in ALLOCATORS:
-        for how, values in _in_process(f"_print_seconds({samples}, {settings!r})", allocator).items():
+        for how, values in _in_process(f"_print_seconds({ways}, {samples}, {settings!r})", allocator).items():
             seconds[how, allocator] = values
             memory[how, allocator] = _in_process(f"_print_peak({how!r}, {settings!r})", allocator)
     low, middle = ({v: f(s) for v, s in seconds.items()} for f in (min, statistics.median))
-    loop = (WAYS[0], ALLOCATORS[0])
+    first = (ways[0], ALLOCATORS[0])
+
+    def ratios(v: tuple[str, str]) -> dict[str, float]:
+        if hybrid:
+            return {"time_ratio_min": low[v] / low[first], "time_ratio_median": middle[v] / middle[first]}
+        return {"speedup_min": low[first] / low[v], "speedup_median": middle[first] / middle[v]}
+
     common = {
         "net": settings["net"], "width": settings["width"], "size_px": settings["size"], "steps": settings["steps"],
         "batch": settings["batch"], "threads": THREADS, "samples": samples, "torch": versions()["torch"],
@@ -123,20 +191,19 @@ def bench(*, csv_file: Path | None, samples: int, **settings) -> str:
             "allocator": allocator,
             "min_s": low[v],
             "median_s": middle[v],
-            "speedup_min": low[loop] / low[v],
-            "speedup_median": middle[loop] / middle[v],
+            **ratios(v),
             "peak_mb_above_imports": memory[v],
-            "memory_ratio": memory[v] / memory[loop],
+            "memory_ratio": memory[v] / memory[first],
             **common,
         }  # fmt: skip
-        for how in WAYS
+        for how in ways
         for allocator in ALLOCATORS
         for v in [(how, allocator)]
     ]
     if csv_file is not None:
         from hwsim.recipe.checkpoint import write_whole
 
-        write_whole(csv_file, csv_bytes(rows, COLUMNS))
-    shown = [c for c in COLUMNS if c not in common]
+        write_whole(csv_file, csv_bytes(rows, columns))
+    shown = [c for c in columns if c not in common]
     what = f"{settings['net']} x{settings['width']:g}, {settings['size']} px, T = {settings['steps']}"
     return f"one training step of {what}, batch {settings['batch']}, {THREADS} threads\n{aligned(rows, shown)}"

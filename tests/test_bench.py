@@ -3,19 +3,82 @@
 import csv
 
 import pytest
+import torch
 
 from hwsim import bench
 from hwsim.config import ConfigError
+from hwsim.device.hybrid import Hybrid
+from hwsim.device.store import draw
+from hwsim.network.vgg_bntt import build
 
 TINY = {"net": "vgg5", "width": 0.05, "size": 8, "steps": 2, "batch": 2}
 
 
-@pytest.mark.parametrize("how", bench.WAYS)
+@pytest.mark.parametrize("how", [*bench.WAYS, *bench.HYBRID_WAYS])
 def test_a_step_runs_and_leaves_the_choice_of_backend_alone(how):
     from hwsim.network import lif
 
-    assert bench.training_step(how, **TINY)() > 0
+    seconds, loss = bench.training_step(how, **TINY)()
+    assert seconds > 0 and 0 < loss < 100
     assert lif.forced == "auto"
+
+
+def losses(how: str, steps: int) -> list[float]:
+    step = bench.training_step(how, **{**TINY, "width": 0.2, "steps": 3})
+    return [step()[1] for _ in range(steps)]
+
+
+def test_every_way_without_cells_takes_the_same_steps():
+    loop, *others = (losses(how, 3) for how in bench.WAYS)
+    for other in others:
+        assert other == pytest.approx(loop, rel=1e-4)
+
+
+def test_one_and_two_convolutions_take_the_same_steps_and_rram_alone_takes_others():
+    rram, hybrid, two = (losses(how, 3) for how in bench.HYBRID_WAYS)
+    assert two == pytest.approx(hybrid, rel=1e-4)
+    assert rram != pytest.approx(hybrid, rel=1e-4)
+
+
+def placed(how: str) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(2)
+    net = build("vgg5", width=0.1, channels=3, size=(8, 8), classes=4, steps=2, generator=generator)
+    bench._place(net, how)
+    draw(net, torch.Generator().manual_seed(3))
+    return net
+
+
+def test_two_convolutions_are_those_of_the_parts():
+    x = torch.randint(-1, 2, (2, 2, 3, 8, 8)).float()
+    hybrid, two = placed("hybrid").conv1, placed("two-convolutions").conv1
+    assert isinstance(hybrid.store, Hybrid) and torch.equal(two.rram.z, hybrid.z) and two.sram.z is None
+    out, wanted = two(x, 1), hybrid(x, 1)
+    torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+    (grad,) = torch.autograd.grad(out.square().sum(), two.sram.weight)
+    (wanted_grad,) = torch.autograd.grad(wanted.square().sum(), hybrid.weight)
+    torch.testing.assert_close(grad, wanted_grad, atol=1e-4, rtol=1e-4)
+    assert not two.rram.weight.requires_grad
+
+
+@pytest.mark.parametrize("how", bench.HYBRID_WAYS)
+def test_every_step_draws_a_chip_and_the_frozen_part_stays(how, monkeypatch):
+    nets, chips, cells = [], [], []
+
+    def watched(net, generator):
+        draw(net, generator)
+        nets.append(net)
+        chips.append([b for name, b in net.named_buffers() if name.endswith(".z")])
+        cells.append(net.conv2.rram.weight if how == "two-convolutions" else net.conv2.rram)
+
+    monkeypatch.setattr(bench, "draw", watched)
+    step = bench.training_step(how, **TINY)
+    step()
+    held = None if how == "rram" else cells[0].clone()
+    step()
+    assert nets[0] is nets[1] and len(nets) == 2
+    assert [len(c) for c in chips] == [3, 3]  # one for each convolution
+    assert not any(torch.equal(a, b) for a, b in zip(*chips, strict=True))
+    assert held is None or torch.equal(cells[1], held)
 
 
 def test_memory_is_this_processs_own():
@@ -27,15 +90,34 @@ def test_an_unknown_network_is_named_before_anything_runs():
         bench.bench(csv_file=None, samples=1, **{**TINY, "net": "vgg7"})
 
 
+def table(tmp_path, **settings) -> tuple[str, list[dict]]:
+    file = tmp_path / "speed.csv"
+    text = bench.bench(csv_file=file, samples=2, **settings, **TINY)
+    with file.open() as f:
+        return text, list(csv.DictReader(f))
+
+
 @pytest.mark.slow
 def test_the_table_has_a_row_for_each_way_and_allocator_and_ratios_to_the_loop(tmp_path):
-    file = tmp_path / "speed.csv"
-    text = bench.bench(csv_file=file, samples=2, **TINY)
-    with file.open() as f:
-        rows = list(csv.DictReader(f))
+    text, rows = table(tmp_path)
     assert [(r["variant"], r["allocator"]) for r in rows] == [(w, a) for w in bench.WAYS for a in bench.ALLOCATORS]
     assert tuple(rows[0]) == bench.COLUMNS
     assert float(rows[0]["speedup_min"]) == float(rows[0]["memory_ratio"]) == 1
     loop, fused = rows[0], rows[-1]
     assert float(fused["speedup_median"]) == pytest.approx(float(loop["median_s"]) / float(fused["median_s"]), rel=1e-6)
     assert "fused" in text
+
+
+@pytest.mark.slow
+def test_the_hybrid_table_has_times_relative_to_rram(tmp_path):
+    text, rows = table(tmp_path, hybrid=True)
+    wanted = [(w, a) for w in bench.HYBRID_WAYS for a in bench.ALLOCATORS]
+    assert [(r["variant"], r["allocator"]) for r in rows] == wanted
+    assert tuple(rows[0]) == bench.HYBRID_COLUMNS
+    assert [c for c in bench.HYBRID_COLUMNS if c not in bench.COLUMNS] == ["time_ratio_min", "time_ratio_median"]
+    rram = rows[0]
+    for row in rows:
+        for ratio, of in (("time_ratio_min", "min_s"), ("time_ratio_median", "median_s")):
+            assert float(row[ratio]) == pytest.approx(float(row[of]) / float(rram[of]), rel=1e-6)
+    assert float(rram["memory_ratio"]) == 1
+    assert "two-convolutions" in text
