@@ -33,8 +33,9 @@ def test_the_tree_has_a_line_for_every_module():
 
 
 def commands() -> list[str]:
-    """Every hwsim command in the README and the reports, without placeholders."""
-    texts = [README, *(p.read_text(encoding="utf-8") for p in sorted((ROOT / "reports").glob("*.md")))]
+    """Every hwsim command in the README, the reports and the docs, without placeholders."""
+    pages = [*sorted((ROOT / "reports").glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+    texts = [README, *(p.read_text(encoding="utf-8") for p in pages)]
     form = re.compile(r"(?:^|&& |`)(hwsim (?:recipe|device|schema|doctor|bench)[^`\n&|]*)", re.M)
     found = [c for t in texts for c in form.findall(t)]
     return sorted({c.strip() for c in found if not re.search(r"RUN|NAME|CARD|FILE|\./|\.yaml|…", c)})
