@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from hwsim import __version__
+from hwsim.cli_energy import describe, energy, footprint, report
 
 MENDABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENOENT,
@@ -133,6 +134,9 @@ def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> N
     from hwsim.recipe.run import Run
     from hwsim.report.table import aligned
 
+    if resolved.recipe.is_integer:
+        _run_integer(resolved, values)
+        return
     results = Run(resolved, Path(values["runs"]), Progress(values["quiet"])).execute()
     rows, best = accuracy_rows(results.chips), headline(resolved.recipe, results.chips, results.folder)
     if values["as_json"]:
@@ -144,6 +148,22 @@ def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> N
         low, high, chips = best["ci95_low"], best["ci95_high"], best["chips"]
         over = f" [{100 * low:.2f}, {100 * high:.2f}] over {chips} chips" if chips > 1 else " on one chip"
         click.echo(f"{best['network']} at scale {best['variation_scale']:g}: {100 * best['mean']:.2f} %{over}")
+    click.echo(f"{results.folder / 'summary.md'}")
+
+
+def _run_integer(resolved, values: dict[str, Any]) -> None:
+    """Run a recipe of integer networks."""
+    from hwsim.recipe.integer_summary import headlines
+    from hwsim.recipe.progress import Progress
+    from hwsim.recipe.run_integer import IntegerRun
+
+    results = IntegerRun(resolved, Path(values["runs"]), Progress(values["quiet"])).execute()
+    rows = headlines(resolved.recipe, results.metrics)
+    if values["as_json"]:
+        click.echo(json.dumps({"results": [_finite(r) for r in rows]}, indent=1))
+        return
+    for row in rows:
+        click.echo(row["says"])
     click.echo(f"{results.folder / 'summary.md'}")
 
 
@@ -228,6 +248,10 @@ def bench(csv_file: Path | None, **settings: Any) -> None:
     from hwsim.bench import bench as measure
 
     click.echo(measure(csv_file=csv_file, **settings))
+
+
+for command in (energy, footprint, describe, report):
+    cli.add_command(command)
 
 
 @cli.command(name="import")

@@ -317,7 +317,7 @@ def test_every_chip_is_adapted_by_images_in_an_order_and_coding_of_its_own():
 class Member(VggBntt):
     """A spiking network that writes down the spikes and the chip that it meets, and its logits."""
 
-    def run(self, x_TBCHW, account=False):
+    def run(self, x_TBCHW, account=None):
         out = super().run(x_TBCHW, account)
         self.__dict__.setdefault("met", []).append((self.training, x_TBCHW.clone(), self.conv1.z.clone(), out[0]))
         return out

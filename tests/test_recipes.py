@@ -13,9 +13,10 @@ from hwsim.fields import field_at, members, place_of, value_at
 from hwsim.recipe.resolve import Request, recipe_document, recipe_names, resolve
 from hwsim.recipe.settings import Recipe
 
-NAMES = recipe_names()
+DATA = {name: recipe_document(name)[1].data for name in recipe_names()}
+NAMES = [n for n in DATA if not any(s["do"] in ("pattern", "decolle") for s in DATA[n]["stages"].values())]
+"""Recipes of networks that see images; the others: test_recipes_integer.py."""
 assert NAMES
-DATA = {name: recipe_document(name)[1].data for name in NAMES}
 FAITHFUL = [name for name in NAMES if "faithful" in DATA[name]]
 OPTIONS = [(name, option) for name in NAMES for option in DATA[name]["options"]]
 TEXTS = {

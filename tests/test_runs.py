@@ -20,8 +20,10 @@ from hwsim.recipe import checkpoint
 from hwsim.recipe.checkpoint import FORMAT
 from hwsim.recipe.recover import SRAM_COLUMNS
 from hwsim.recipe.results import ACCURACY, GAINS
-from hwsim.recipe.summary import CHIPS, LEVELS, METRICS
-from hwsim.report.energy import COLUMNS, SPARSITY_COLUMNS
+from hwsim.recipe.summary import CHIPS, METRICS
+from hwsim.report.energy import COLUMNS
+from hwsim.report.sparsity import COLUMNS as SPARSITY_COLUMNS
+from hwsim.report.sparsity import LEVELS
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 TABLES = {
@@ -85,7 +87,8 @@ def copied(runs, tmp_path) -> Path:
 def test_a_run_leaves_these_files_and_no_others(finished):
     assert set(results(finished)) == {
         *TABLES, "accuracy.png", "energy.png", "summary.md", "start/stage.json", "start/weights.safetensors",
-        "vat/stage.json", "vat/weights.safetensors", "evaluate/stage.json",
+        "vat/stage.json", "vat/weights.safetensors", "evaluate/stage.json", "account/stage.json",
+        "account/trace.safetensors",
     }  # fmt: skip
 
 
@@ -152,7 +155,7 @@ def test_energies_add_up_and_name_the_run(finished):
     rows = table(finished, "energy.csv")
     for phase in ("inference", "ann_inference"):
         part = [r for r in rows if r["phase"] == phase]
-        total = [float(r["energy_pj"]) for r in part if r["layer"] == "TOTAL"]
+        total = [float(r["energy_pj"]) for r in part if r["layer"] == "TOTAL" and r["component"] == "all"]
         each = [float(r["count"]) * float(r["unit_energy_pj"]) for r in part if r["layer"] != "TOTAL"]
         assert [sum(each)] == pytest.approx(total, rel=1e-8)
     assert {r["run_id"] for r in rows} == {finished.name}
@@ -192,17 +195,20 @@ def test_the_same_command_again_does_nothing_and_leaves_the_same_bytes(copied):
     folder = only(copied)
     before, times = results(folder), {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
     done = tiny(copied)
-    assert stages_done(done.err) == {"start": True, "vat": True, "evaluate": True} and "epoch" not in done.err
+    assert stages_done(done.err) == dict.fromkeys(("start", "vat", "evaluate", "account"), True)
+    assert "epoch" not in done.err
     assert results(folder) == before
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == times
-    assert json.loads((folder / "manifest.json").read_text())["reused"] == ["start", "vat", "evaluate"]
+    assert json.loads((folder / "manifest.json").read_text())["reused"] == ["start", "vat", "evaluate", "account"]
 
 
 @pytest.mark.parametrize(
     ("change", "reused"),
     [
-        (["--set", "stages.evaluate.chips=2"], ["start", "vat"]),
-        (["--scales", "0,1"], ["start", "vat"]),
+        (["--set", "stages.evaluate.chips=2"], ["start", "vat", "account"]),
+        (["--scales", "0,1"], ["start", "vat", "account"]),
+        (["--set", "stages.account.card=loihi"], ["start", "vat", "evaluate", "account"]),
+        (["--set", "stages.account.rule=bptt"], ["start", "vat", "evaluate", "account"]),
         (["--set", "stages.account.samples=5"], ["start", "vat", "evaluate"]),
         (["--set", "stages.vat.lr=0.05"], ["start"]),
         (["--start-epochs", "2"], []),
@@ -210,7 +216,10 @@ def test_the_same_command_again_does_nothing_and_leaves_the_same_bytes(copied):
         (["--seed", "7"], []),
         (["--set", "stages.vat.redraw=chip"], ["start"]),
         (["--set", "stages.vat.gradient=xnor"], ["start"]),
-        (["--set", "stages.evaluate.adapt=[0, 1]", "--set", "stages.evaluate.adapt_batch_size=8"], ["start", "vat"]),
+        (
+            ["--set", "stages.evaluate.adapt=[0, 1]", "--set", "stages.evaluate.adapt_batch_size=8"],
+            ["start", "vat", "account"],
+        ),
         (["--set", "data.limit=41"], []),
     ],
     ids=lambda v: " ".join(v),
@@ -430,7 +439,7 @@ def test_training_goes_on_from_a_finished_run(finished, tmp_path):
     done = tiny(tmp_path, "--from", finished)
     assert f"start: weights of {finished / 'vat'}" in done.err and "vat: 2 epochs" in done.err
     again = tiny(tmp_path, "--from", finished)
-    assert stages_done(again.err) == {"vat": True, "evaluate": True}
+    assert stages_done(again.err) == {"vat": True, "evaluate": True, "account": True}
 
 
 @pytest.mark.parametrize(
@@ -611,17 +620,18 @@ def test_energies_of_two_arrays_and_two_networks_add_up(recovered, finished):
     rows = table(recovered, "energy.csv")
     for phase in ("inference", "ann_inference"):
         part = [r for r in rows if r["phase"] == phase]
-        total = [float(r["energy_pj"]) for r in part if r["layer"] == "TOTAL"]
+        total = [float(r["energy_pj"]) for r in part if r["layer"] == "TOTAL" and r["component"] == "all"]
         each = [float(r["count"]) * float(r["unit_energy_pj"]) for r in part if r["layer"] != "TOTAL"]
         assert [sum(each)] == pytest.approx(total, rel=1e-8)
-    arrays = {(r["layer"], r["component"]): r["weight_bits"] for r in rows if r["phase"] == "inference"}
-    assert {k: v for k, v in arrays.items() if k[0].startswith("conv")} == {
-        (f"conv{i}", part): bits for i in (1, 2, 3) for part, bits in (("rram", "1"), ("sram", "4"))}  # fmt: skip
+    mine = [r for r in rows if r["phase"] == "inference" and r["layer"] != "TOTAL"]
+    arrays = {(r["layer"], r["component"]): r["weight_bits"] for r in mine if r["component"] in ("rram", "sram")}
+    assert arrays == {(f"conv{i}@shift{s}", part): bits for i in (1, 2, 3) for s in (0, 1)
+                      for part, bits in (("rram", "1"), ("sram", "4"))}  # fmt: skip
     both = (recovered, finished)
     ann = [[r["energy_pj"] for r in table(f, "energy.csv") if r["phase"] == "ann_inference"] for f in both]
     assert ann[0] == ann[1]
-    neurons = [[int(r["neurons"]) for r in table(f, "sparsity.csv")] for f in both]
-    assert neurons[0] == [2 * n for n in neurons[1]]
+    neurons = [[(r["layer"], r["neurons"]) for r in table(f, "sparsity.csv")] for f in both]
+    assert neurons[0] == [(f"{layer}@shift{s}", n) for s in (0, 1) for layer, n in neurons[1]]
 
 
 def test_fractions_of_a_run_with_sram_are_fractions(recovered):
@@ -648,7 +658,7 @@ def test_a_run_with_sram_again_does_nothing_and_leaves_the_same_bytes(sram_file,
     folder = shutil.copytree(recovered, tmp_path / recovered.name)
     done = recover(sram_file, tmp_path)
     assert all(stages_done(done.err).values()) and "epoch" not in done.err
-    assert list(stages_done(done.err)) == ["start", "vat", "recover", "own", "evaluate"]
+    assert list(stages_done(done.err)) == ["start", "vat", "recover", "own", "evaluate", "account"]
     assert results(folder) == results(recovered)
 
 
@@ -657,9 +667,9 @@ def test_a_run_with_sram_again_does_nothing_and_leaves_the_same_bytes(sram_file,
     [
         ("stages.recover.sram.bits=3", ["start", "vat", "own"]),
         ("stages.recover.sram.shift_bits=[0]", ["start", "vat", "own"]),
-        ("stages.own.fixed_chips=1", ["start", "vat", "recover"]),
-        ("stages.own.init=zeros", ["start", "vat", "recover"]),
-        ("stages.evaluate.adapt=[0, 1]", ["start", "vat", "recover", "own"]),
+        ("stages.own.fixed_chips=1", ["start", "vat", "recover", "account"]),
+        ("stages.own.init=zeros", ["start", "vat", "recover", "account"]),
+        ("stages.evaluate.adapt=[0, 1]", ["start", "vat", "recover", "own", "account"]),
         ("stages.vat.lr=0.05", ["start"]),
     ],
 )

@@ -254,14 +254,22 @@ def test_the_summary_tells_of_the_sram_and_of_the_levels_of_both_parts():
     assert "Distinct weight values in use (SRAM, 4 bit): conv1 13, conv2 14.\n" in text
 
 
-def test_free_additions_are_no_division_by_zero():
-    energy = [{"layer": "TOTAL", "phase": p, "energy_pj": e, "card": "c"} for p, e in
-              (("inference", 0.0), ("ann_inference", 5000.0))]  # fmt: skip
+def test_energy_is_a_table_of_components_and_phases():
+    energy = [
+        {"layer": name, "phase": p, "component": c, "energy_pj": e, "card": "c", "samples": 10}
+        for name, p, c, e in (
+            ("conv1", "inference", "synapse", 2000.0), ("TOTAL", "inference", "synapse", 2000.0),
+            ("TOTAL", "inference", "memory", 500.0), ("TOTAL", "inference", "all", 2500.0),
+            ("TOTAL", "ann_inference", "synapse", 4000.0), ("TOTAL", "ann_inference", "all", 4000.0),
+        )
+    ]  # fmt: skip
     text = summary(RECIPE, "r", results([], energy=energy))
-    assert text.endswith("Energy an image by c, synaptic operations only: 0 nJ; the network of the same shape without "
-                         "spikes: 5 nJ.\n")  # fmt: skip
-    energy[0]["energy_pj"] = 2000.0
-    assert "5 nJ, 2.50 times as much." in summary(RECIPE, "r", results([], energy=energy))
+    assert text.endswith(
+        "\nEnergy in nJ an image by c (mean of 10 test images):\n\n"
+        "| component | inference | ordinary network |\n|---|---|---|\n"
+        "| synapse | 2 | 4 |\n| memory | 0.5 |  |\n| all | 2.5 | 4 |\n"
+    )
+    assert "Energy" not in summary(RECIPE, "r", results([]))
 
 
 # --- the figures --------------------------------------------------------------------------------------------------
@@ -270,7 +278,7 @@ def test_free_additions_are_no_division_by_zero():
 def legend(monkeypatch, tmp_path, recipe: Recipe, rows: list[dict]) -> tuple[str, dict[str, list[float]]]:
     """(title, label → accuracies in percent) of the figure that a run with these chips draws."""
     drawn = []
-    monkeypatch.setattr(plot, "_png", lambda figure: drawn.append(figure) or b"png")
+    monkeypatch.setattr(plot, "png", lambda figure: drawn.append(figure) or b"png")
     folder = Folder(tmp_path, "r", "0123456789")
     write_tables(folder, recipe, "r", results(rows))
     assert (folder.path / "accuracy.png").read_bytes() == b"png"

@@ -68,7 +68,10 @@ def summary() -> list[dict[str, str]]:
     """One row for every shipped card: name, title, which blocks it has, sources."""
     rows = []
     for card in map(load_card, card_names()):
-        blocks = {"weights": [card.weights] if card.weights else [], "prices": list((card.prices or {}).values())}
+        blocks = {
+            "weights": [card.weights] if card.weights else [], "state": [card.state] if card.state else [],
+            "prices": list((card.prices or {}).values()),
+        }  # fmt: skip
         sources = dict.fromkeys(b.source for cited in blocks.values() for b in cited)
         has = ", ".join(k for k, cited in blocks.items() if cited)
         rows.append({"name": card.name, "title": card.title, "blocks": has, "source": "; ".join(sources)})

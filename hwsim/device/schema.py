@@ -8,26 +8,18 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from hwsim.config import CardError, Settings, content_hash, nearest
+from hwsim.config import Settings, content_hash, nearest
+from hwsim.device.cited import Cited, Text
+from hwsim.device.crossbar import Crossbar
+from hwsim.device.price import Positive, Price, StaticPower
 
-Evidence = Literal[
-    "measured-array", "measured-chip", "fit-to-measured", "circuit-sim", "synthesis", "pre-silicon",
-    "architecture-paper", "assumed",
+Component = Literal[
+    "synapse", "neuron_arithmetic", "synop", "neuron", "crossbar", "memory", "organization",
 ]  # fmt: skip
-Text = Annotated[str, Field(pattern=r"\S")]
+"""Kinds of work: synaptic additions and multiplications; the neuron's; synaptic operations and neuron updates as a chip
+counts them; crossbars and their periphery; memory accesses; passes over a layer by the organization of its memory."""
 Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bits = Annotated[int, Field(ge=1, le=16)]
-
-
-class Cited(Settings):
-    """A block of a card that says where its numbers come from."""
-
-    source: Text
-    """Where the numbers stand: DOI and table or figure, or repository, commit and file."""
-    evidence: Evidence
-    """How the numbers came about."""
-    note: str = ""
-    """What a user should know about them: doubts, conditions, license."""
 
 
 class LevelRow(Settings):
@@ -90,29 +82,53 @@ class Weights(Cited):
         return self
 
 
-class Price(Cited):
-    """What one action costs."""
+class State(Cited):
+    """How wide the integers are that a device keeps and computes with."""
 
-    pJ: float = Field(ge=0, allow_inf_nan=False)
-    """Energy of one action in picojoule."""
+    bits: dict[str, Annotated[int, Field(ge=1, le=64)]] = Field(min_length=1)
+    """Width by the name that the network's settings have for it: wb weights, gb gradients, eb errors, …"""
 
 
 class Card(Settings):
-    """A device: how it holds weights, what its actions cost, or both."""
+    """A device: how it holds weights, how wide its states are, what its actions cost."""
 
     title: Text
     """What the device is, in one line."""
     weights: Weights | None = None
     """How a weight is held."""
+    state: State | None = None
+    """How wide states, errors and gradients are."""
+    covers: list[Component] = []
+    """Kinds of work that the card prices; a kind that it covers must have a price for every action that occurs."""
+    includes: str = ""
+    """What the prices include and leave out, in a sentence for the reader of a table."""
+    node_nm: Positive | None = None
+    """Technology node of the prices in nanometer."""
+    step_time_us: Positive | None = None
+    """Microseconds that a time step takes on the device."""
+    crossbar: Crossbar | None = None
+    """The arrays onto which layers are mapped."""
     prices: dict[str, Price] | None = Field(default=None, min_length=1)
-    """Energy by action: ac (accumulate of one spike), mac (multiply-accumulate), …"""
+    """Energy by action: add_fp32, mult_fp32, memory_read, adc_conversion, …"""
+    static: dict[Literal["device", "memory"], StaticPower] | None = Field(default=None, min_length=1)
+    """Power that flows all the time: of the whole device, or of its memories."""
 
     _name: str = "(unnamed)"
 
     @pydantic.model_validator(mode="after")
     def _says_something(self):
-        if self.weights is None and self.prices is None:
-            raise ValueError("a card needs weights, prices or both")
+        if self.weights is None and self.prices is None and self.state is None:
+            raise ValueError("a card needs weights, state or prices")
+        of_a_node = any(not p.is_of_any_node for p in (self.prices or {}).values())
+        if bool(self.covers) != of_a_node:
+            raise ValueError("prices and covers (what they price) come together")
+        if ("crossbar" in self.covers) != (self.crossbar is not None):
+            raise ValueError("a card that covers crossbar says how in its crossbar block; others have none")
+        if of_a_node and self.node_nm is None and "unknown node" not in self.includes:
+            raise ValueError("prices belong to a technology node: give node_nm, or say 'unknown node' in includes")
+        for where, power in (self.static or {}).items():
+            if (where == "device") != (power.mW is not None):
+                raise ValueError("static.device gives mW, static.memory nW_per_bit or mW_by_kib")
         return self
 
     @property
@@ -124,17 +140,3 @@ class Card(Settings):
     def hash(self) -> str:
         """Names the card by its content; comments and layout of the file do not count."""
         return content_hash(self.model_dump(mode="json"))
-
-    def price(self, action: str) -> Price:
-        """The price of an action, for example "ac"; "ac_pJ" is the same action. Never a silent 0.
-
-        Raises `CardError` when the card does not have it.
-        """
-        action = action.removesuffix("_pJ")
-        prices = self.prices or {}
-        if action not in prices:
-            raise CardError(
-                f"card {self.name}: there is no price for '{action}'{nearest(action, prices)}; add prices.{action}: "
-                "{pJ: …, source: …, evidence: …} to a copy of the card, or account with another card"
-            )
-        return prices[action]

@@ -2,6 +2,8 @@
 
 from hwsim.config import CardError, UserError
 from hwsim.device.card import Card, device_table
+from hwsim.device.cited import Cited
+from hwsim.device.price import Price, StaticPower
 
 
 def described(
@@ -47,10 +49,49 @@ def described(
             if not any(r["note"] for r in shown):
                 shown = [{k: v for k, v in r.items() if k != "note"} for r in shown]
             out.append((f"levels in units of full conductance; boundaries in {unit}", shown))
+    if card.state is not None:
+        rows = [{"state": k, "bits": v} for k, v in card.state.bits.items()]
+        out += [("states", rows), ("source", f"{card.state.source} ({card.state.evidence}). {card.state.note}".strip())]
     if card.prices:
-        rows = [{"action": a, "pJ": p.pJ, "evidence": p.evidence, "source": p.source} for a, p in card.prices.items()]
-        out.append(("prices", rows))
+        node = f"{card.node_nm:g} nm" if card.node_nm else "unknown node"
+        out.append((f"prices of {', '.join(card.covers)} ({node})", card.includes))
+        out.append(("dynamic energy", [_cited(action, _law(p), p) for action, p in card.prices.items()]))
+    if card.crossbar:
+        own = {k: v for k, v in card.crossbar.model_dump().items() if k not in Cited.model_fields}
+        rows = [{"setting": k, "value": v} for k, v in own.items() if v is not None]
+        cited = f"{card.crossbar.source} ({card.crossbar.evidence}). {card.crossbar.note}".strip()
+        out += [("arrays", rows), ("source of the arrays", cited)]
+    if card.static:
+        out.append(("static power", [_cited(where, _power(p), p) for where, p in card.static.items()]))
     return out
+
+
+def _cited(name: str, price: str, cited: Cited) -> dict:
+    said = {"evidence": cited.evidence, "source": cited.source, "note": cited.note}
+    return {"action": name, "price": price, **said}
+
+
+def _law(p: Price) -> str:
+    """A price in words, with its unit."""
+    if p.pJ is not None:
+        return f"{p.pJ:g} pJ"
+    if p.pJ_per_bit is not None:
+        return f"{p.pJ_per_bit:g} pJ a bit"
+    if p.pJ_by_bits is not None:
+        return "pJ by bits: " + ", ".join(f"{b}: {pJ:g}" for b, pJ in p.pJ_by_bits.items())
+    if p.by_capacity is not None:
+        table = ", ".join(f"{kib:g}: {pJ:g}" for kib, pJ in p.by_capacity.pJ_by_kib.items())
+        return f"pJ an access of {p.by_capacity.word_bits} bits, by KiB: {table}"
+    rates = ", ".join(f"{bits}: {p.adc_survey.at(bits):.3g}" for bits in (4, 6, 8, 10))
+    return f"pJ by resolution at {p.adc_survey.samples_per_s:g} samples a second: {rates}"
+
+
+def _power(p: StaticPower) -> str:
+    if p.mW is not None:
+        return f"{p.mW:g} mW"
+    if p.nW_per_bit is not None:
+        return f"{p.nW_per_bit:g} nW a bit"
+    return "mW of a macro, by KiB: " + ", ".join(f"{kib:g}: {mW:g}" for kib, mW in p.mW_by_kib.items())
 
 
 def _spreads(entry) -> str | float:

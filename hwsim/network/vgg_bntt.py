@@ -10,13 +10,14 @@ T steps, B batch, C channels, H W image, K classes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hwsim.config import ConfigError
+from hwsim.network.arrivals import arrived, fired, silent
 from hwsim.network.encode import encode
 from hwsim.network.layer import BNTT, Conv2d, Linear
 
@@ -93,38 +94,50 @@ class VggBntt(nn.Module):
         """Input over time, [T, B, C, H, W] or, for direct coding, [1, B, C, H, W]."""
         return encode(x_BCHW, self.steps, self.coding, generator)
 
-    def forward(self, x_BCHW: torch.Tensor, generator: torch.Generator | None = None, account: bool = False):
+    def forward(
+        self, x_BCHW: torch.Tensor, generator: torch.Generator | None = None, account: Sequence[int] | None = None
+    ):
         """(logits [B, K], trace) of normalized images; `generator` draws the spike coding (on x's device)."""
         return self.run(self.encode(x_BCHW, generator), account)
 
-    def run(self, x_TBCHW: torch.Tensor, account: bool = False):
+    def run(self, x_TBCHW: torch.Tensor, account: Sequence[int] | None = None):
         """(logits [B, K], trace) of an encoded input.
 
         trace: layer → what accounting needs, summed over the batch: `spikes` [T] and `neurons` (an image) of every
-        spiking layer; with `account` also what arrives at it (`_arrivals`). Logits are the mean over T of fc2's
-        outputs.
+        spiking layer; with `account`, the heights of crossbars (may be empty), all of `arrivals.py`. Logits are the
+        mean over T of fc2's outputs.
         """
         trace: dict[str, dict] = {}
-        parts = 1 if self.coding == "poisson" else 0
+        parts, signed = (1 if self.coding == "poisson" else 0), True
         for conv_name, bntt_name, pool in self.blocks:
             conv = self.get_submodule(conv_name)
-            here = trace[conv_name] = _arrivals(conv, x_TBCHW, parts) if account else {}
+            here = trace[conv_name] = _arrived(conv, x_TBCHW, parts, signed, account)
             current = conv(x_TBCHW, parts)
             here["neurons"] = math.prod(current.shape[2:])
             current = current.expand(self.steps, *current.shape[1:])  # direct coding: one current for all steps
-            neuron = {"leak": self.leak, "threshold": self.threshold, "pool": 2 if pool == "A" else 1}
-            x_TBCHW, here["spikes"] = self.get_submodule(bntt_name)(current, **neuron)
-            parts = {"": 1, "A": 4, "G": math.prod(x_TBCHW.shape[3:])}[pool]
+            bntt = self.get_submodule(bntt_name)
+            neuron = {"leak": self.leak, "threshold": self.threshold}
+            if account is None:
+                x_TBCHW, here["spikes"] = bntt(current, **neuron, pool=2 if pool == "A" else 1)
+            else:
+                x_TBCHW, _ = bntt(current, **neuron)
+                here |= fired(x_TBCHW)
+                if pool == "A":
+                    x_TBCHW = F.avg_pool2d(x_TBCHW.flatten(0, 1), 2).unflatten(0, x_TBCHW.shape[:2])
+            parts, signed = {"": 1, "A": 4, "G": math.prod(x_TBCHW.shape[3:])}[pool], False
             if pool == "G":
                 x_TBCHW = x_TBCHW.mean((3, 4), keepdim=True)
         # fc1 counts its inputs in the order channel, row, column: the reference's order, so that checkpoints fit.
         x_TBN = x_TBCHW.flatten(2)
-        here = trace["fc1"] = _arrivals(self.fc1, x_TBN, parts) if account else {}
+        here = trace["fc1"] = _arrived(self.fc1, x_TBN, parts, False, account)
         current = self.fc1(x_TBN)[..., None, None]
         here["neurons"] = current.shape[2]
         spikes, here["spikes"] = self.bntt_fc(current, leak=self.leak, threshold=self.threshold)
         x_TBN = spikes.flatten(2)
-        trace["fc2"] = _arrivals(self.fc2, x_TBN, 1) if account else {}
+        trace["fc2"] = _arrived(self.fc2, x_TBN, 1, False, account)
+        if account is not None:
+            here |= fired(x_TBN)
+            trace["fc2"] |= silent(self.steps)
         # fc2 is linear, so its mean over time is fc2 of the mean.
         return self.fc2(x_TBN.mean(0)), trace
 
@@ -134,26 +147,8 @@ class VggBntt(nn.Module):
         yield F.cross_entropy(logits, y_B)
 
 
-def _arrivals(layer: nn.Module, x_TB: torch.Tensor, parts: int) -> dict:
-    """What arrives at a layer, counted by place: spikes (|x| = 1) and other nonzero values, summed over B and channels.
-
-    parts: inputs are multiples of 1/parts; 0 is an analog input, which has no spikes even where |x| is 1.
-
-    For a convolution the counts are maps [T, H, W], because an input at the border reaches fewer neurons; for a linear
-    layer they are [T]. `weight_shape` and `padding` tell the fan-out.
-    """
-    x = x_TB.detach()
-    over = (1, 2)
-    other = x != 0
-    unit = x.abs() == 1 if parts else torch.zeros_like(other)
-    return {
-        "unit": unit.sum(over),
-        "fractional": (other & ~unit).sum(over),
-        "parts": parts,
-        "weight_shape": tuple(layer.weight.shape),
-        "padding": layer.padding if isinstance(layer, Conv2d) else None,
-        "image": tuple(x.shape[3:]),
-    }
+def _arrived(layer, x_TB: torch.Tensor, parts: int, signed: bool, account: Sequence[int] | None) -> dict:
+    return {} if account is None else arrived(layer, x_TB, parts, signed=signed, rows=account)
 
 
 def build(name: str, *, width: float = 1.0, **settings) -> VggBntt:

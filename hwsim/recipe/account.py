@@ -1,7 +1,8 @@
-"""Count what a network does on test images, for the energy and sparsity tables."""
+"""Count what a network does on test images, and keep the counts: they are priced again without the network."""
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from hwsim.data.image import ImageData, Split, batches, normalize
@@ -9,44 +10,33 @@ from hwsim.device.hybrid import Hybrid
 from hwsim.device.store import Ideal, Ternary, clear
 from hwsim.recipe.randomness import generator
 from hwsim.recipe.settings import Account
-from hwsim.report.energy import Held
-from hwsim.report.trace import Counts
+from hwsim.report.trace import Counts, Held
 
 IDEAL_BITS = 32
 """Bits of a weight that lies in no device: a float32."""
 TERNARY_BITS = 2
 """Bits that tell three states apart."""
+MOST_LEVELS = 4096
+"""Distinct weights up to which each is counted by itself; more are counted in as many bins of the same width."""
 
 
 @torch.no_grad()
-def count(
-    nets: list, data: ImageData, stage: Account, seed: int
-) -> tuple[Counts, dict[str, tuple[Held, ...]], list[dict]]:
-    """(counts, how each layer's weights are held, levels in use by layer) of networks as programmed, without spread.
+def count(nets: dict[str, torch.nn.Module], data: ImageData, stage: Account, seed: int) -> Counts:
+    """Counts of networks as programmed, without spread, on the first `stage.samples` test images.
 
-    nets: one, or the members of an ensemble, whose counts add up; densities are their mean, levels those of the first.
-    Spike coding is that of chip 0 in `evaluate`. A hybrid layer is held twice, and each input event reads both arrays.
+    nets: one, or the members of an ensemble by name. Spike coding is that of chip 0 in `evaluate`. A hybrid layer is
+    held twice, and each input event reads both arrays.
     """
-    counts = _counted(nets[0], data, stage, seed)
-    for net in nets[1:]:
-        counts.beside(_counted(net, data, stage, seed))
-    held, levels = {}, []
-    for name in counts.layers:
-        arrays = [list(_parts(net.get_submodule(name))) for net in nets]
-        dense = [[float((w != 0).double().mean()) for _, _, w in parts] for parts in arrays]
-        held[name] = tuple(
-            Held(bits, sum(each) / len(nets), component)
-            for (component, bits, _), *each in zip(arrays[0], *dense, strict=True)
-        )
-        if not isinstance(nets[0].get_submodule(name).store, Ideal):
-            levels += [
-                {"layer": name, "part": p, "bits": b, "levels_used": len(w.unique()), "weights": w.numel()}
-                for p, b, w in arrays[0]
-            ]
-    return counts, held, levels
+    every = {name: _counted(net, data, stage, seed) for name, net in nets.items()}
+    if len(every) == 1:
+        return next(iter(every.values()))
+    together = Counts(next(iter(every.values())).steps, next(iter(every.values())).images)
+    for name, counts in every.items():
+        together.beside(counts, name)
+    return together
 
 
-def _counted(net, data: ImageData, stage: Account, seed: int) -> Counts:
+def _counted(net: torch.nn.Module, data: ImageData, stage: Account, seed: int) -> Counts:
     clear(net)
     net.eval()
     device = next(net.parameters()).device
@@ -55,24 +45,38 @@ def _counted(net, data: ImageData, stage: Account, seed: int) -> Counts:
     chosen = Split(data.test.images_NCHW[: stage.samples], data.test.labels_N[: stage.samples])
     for images, _ in batches(chosen, 128):
         x = normalize(images, data.mean, data.std, device)
-        _, trace = net(x, coding, account=True)
+        _, trace = net(x, coding, account=stage.window_rows)
         counts.add(trace, len(x))
+    for name, layer in counts.layers.items():
+        layer.held = list(held(net.get_submodule(name)))
     return counts
 
 
-def _parts(layer) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """(component, bits, what it holds) of each array that holds a layer's weights."""
+def held(layer: torch.nn.Module) -> Iterator[Held]:
+    """The arrays that hold a layer's weights."""
     store = layer.store
     if not isinstance(store, Hybrid):
-        yield "synapse", _bits(store), store.read(layer)
+        yield array("synapse", store.read(layer), _bits(store), cells=not isinstance(store, Ideal))
         return
-    yield "rram", _bits(store.rram), store.rram.held(layer.rram)
+    yield array("rram", store.rram.held(layer.rram), _bits(store.rram), cells=True)
     full_scale = store.rram.full_scale(layer.rram)
-    yield "sram", _bits(store.sram), store.sram.read(layer, full_scale=full_scale, shift_bit=store.shift_bit)
+    sram = store.sram.read(layer, full_scale=full_scale, shift_bit=store.shift_bit)
+    yield array("sram", sram, _bits(store.sram), cells=False)
+
+
+def array(component: str, weight: torch.Tensor, bits: int, *, cells: bool) -> Held:
+    """What an array holds: `weight` [O, ...] of `bits` bits, in resistive cells or not."""
+    nonzero = (weight != 0).sum(0).cpu().numpy()
+    values, at = np.unique(weight.detach().double().cpu().numpy(), return_counts=True)
+    distinct = len(values)
+    if distinct > MOST_LEVELS:
+        at, edges = np.histogram(values, bins=MOST_LEVELS, weights=at)
+        values = (edges[1:] + edges[:-1]) / 2
+    return Held(component, bits, cells, nonzero, values, at.astype(np.int64), len(weight), distinct)
 
 
 def _bits(store) -> int:
-    store = getattr(store, "inner", store)
-    if isinstance(store, Ternary):
+    inner = getattr(store, "inner", store)
+    if isinstance(inner, Ternary):
         return TERNARY_BITS
-    return IDEAL_BITS if getattr(store, "quantizer", "none") == "none" else store.bits
+    return IDEAL_BITS if getattr(inner, "quantizer", "none") == "none" else inner.bits

@@ -1,7 +1,7 @@
 """Files of a run that must survive anything: written whole or not at all, checked when read.
 
 Weights are safetensors; what belongs to them (epoch, metrics so far) rides in the same file's header, so that one
-rename makes both valid. Nothing here unpickles.
+rename makes both valid. Nothing here unpickles. torch is imported only where tensors are wanted.
 """
 
 import contextlib
@@ -9,13 +9,16 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors
-import safetensors.torch
-import torch
+import safetensors.numpy
 
 from hwsim.config import RunError
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 2
 """Version of the run folder's layout; a folder of another version is refused."""
@@ -59,20 +62,39 @@ def read_json(path: Path, *wanted: str) -> dict:
     return value
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict) -> str:
+def save_tensors(path: Path, tensors: dict[str, "torch.Tensor"], about: dict) -> str:
     """Save tensors and a JSON-like `about` in one safetensors file; returns the file's sha256."""
+    import safetensors.torch
+
     held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     payload = safetensors.torch.save(held, {"hwsim": json.dumps({"format": FORMAT, **about})})
     write_whole(path, payload)
     return hashlib.sha256(payload).hexdigest()
 
 
-def load_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, torch.Tensor], dict]:
+def load_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, "torch.Tensor"], dict]:
     """(tensors, about) of `save_tensors`.
 
     sha256: what the file must be; None skips this check. Raises `RunError` naming the file if it is missing, truncated,
     changed, or of another version.
     """
+    import safetensors.torch
+
+    return _loaded(path, sha256, safetensors.torch.load)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict) -> None:
+    """`save_tensors` of NumPy arrays."""
+    held = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    write_whole(path, safetensors.numpy.save(held, {"hwsim": json.dumps({"format": FORMAT, **about})}))
+
+
+def load_arrays(path: Path, sha256: str | None = None) -> tuple[dict[str, np.ndarray], dict]:
+    """`load_tensors` as NumPy arrays."""
+    return _loaded(path, sha256, safetensors.numpy.load)
+
+
+def _loaded(path: Path, sha256: str | None, load) -> tuple[dict, dict]:
     again = f"delete {path.parent} to do this stage again"
     try:
         payload = path.read_bytes()
@@ -82,8 +104,8 @@ def load_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, torch
     if sha256 is not None and found != sha256:
         raise RunError(f"{path}: sha256 is {found[:12]}…, but {sha256[:12]}… was written: damaged or changed; {again}")
     try:
-        tensors = safetensors.torch.load(payload)
-        with safetensors.safe_open(path, "pt") as f:
+        tensors = load(payload)
+        with safetensors.safe_open(path, "np") as f:
             about = json.loads((f.metadata() or {}).get("hwsim", "{}"))
     except (safetensors.SafetensorError, ValueError) as e:
         raise RunError(f"{path}: not a whole safetensors file ({e}); {again}") from None
@@ -94,5 +116,5 @@ def load_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, torch
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name → shape of the tensors in a file that `save_tensors` wrote, without reading them."""
-    with safetensors.safe_open(path, "pt") as f:
+    with safetensors.safe_open(path, "np") as f:
         return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118 (not a dict)

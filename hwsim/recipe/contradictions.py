@@ -6,10 +6,8 @@ from typing import Any
 
 from hwsim.config import ConfigError, UserError, nearest
 from hwsim.fields import Place, field_at, place_of, value_at
+from hwsim.recipe.integer_settings import Decolle, Pattern
 from hwsim.recipe.settings import Account, Evaluate, Load, Net, Recipe, Recover, Train
-
-ACTIONS = ("ac", "mac")
-"""What `account` prices; a card of prices needs both."""
 
 
 def contradictions(recipe: Recipe, data: Any, profiles: Sequence[str] = ()) -> Iterator[tuple[Place, str]]:
@@ -23,7 +21,7 @@ def contradictions(recipe: Recipe, data: Any, profiles: Sequence[str] = ()) -> I
         yield ("from_replaces",), f"there is no stage '{recipe.from_replaces}'{there}"
     yield from _stages(recipe, data)
     unset = any(isinstance(s, Load) and s.run is None for s in recipe.stages.values())
-    if not unset:  # the run will say what the device is
+    if not unset and not recipe.is_integer:  # the run will say what the device is
         yield from _device(recipe)
     yield from _prices(recipe)
     yield from _declared(recipe, data, profiles)
@@ -72,8 +70,10 @@ def _stages(recipe: Recipe, data: Any) -> Iterator[tuple[Place, str]]:
             if counted is not None:
                 yield here, f"a run has one table of energy, and stage '{counted}' writes it; use a recipe for each"
             counted = name
-        if isinstance(stage, Train | Load):
+        if isinstance(stage, Train | Load | Pattern | Decolle):
             networks.append(name)
+        if recipe.is_integer and not isinstance(stage, Pattern | Decolle | Account):
+            yield (*here, "do"), "a recipe of integer networks has stages pattern, decolle and account; use two recipes"
 
 
 def _recovery(name: str, stage: Recover, recipe: Recipe) -> Iterator[tuple[Place, str]]:
@@ -135,19 +135,16 @@ def _device(recipe: Recipe) -> Iterator[tuple[Place, str]]:
 
 
 def _prices(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    from hwsim.device.card import load_card
+    from hwsim.device.pricelist import Prices
+    from hwsim.report.energy import unpriced
 
     for name, stage in recipe.stages.items():
         if isinstance(stage, Account):
             try:
-                card = load_card(stage.card)
-                if card.prices is None:
-                    yield ("stages", name, "card"), f"{stage.card} gives no prices; take a card that does"
-                    continue
-                for action in ACTIONS:
-                    card.price(action)
+                lines = unpriced(Prices.load(stage.card, stage.to_node_nm, stage.scaling), stage.definitions)
             except UserError as e:
-                yield from ((("stages", name, "card"), line) for line in str(e).splitlines())
+                lines = str(e).splitlines()
+            yield from ((("stages", name, "card"), line) for line in lines)
 
 
 def _declared(recipe: Recipe, data: Any, profiles: Sequence[str]) -> Iterator[tuple[Place, str]]:

@@ -5,6 +5,7 @@ runs/<recipe>-<key>/
     <stage>/stage.json                       what the stage was asked (key), its rows, the sha256 of its files; sealed
     <stage>/weights.safetensors              a trained network (resume.safetensors while it trains); of several, each:
                                              weights-chip0.safetensors, weights-shift-1.safetensors, …
+    <stage>/trace.safetensors                what a network did on test images, counted
 
 `stage.json` is written last: a stage is finished when it is there. A stage whose key is found in another run of the
 same `--runs` folder is taken from there.
@@ -23,6 +24,8 @@ from hwsim.recipe.progress import Progress
 
 WEIGHTS = "weights*.safetensors"
 """Files of trained networks in a stage's folder."""
+TRACE = "trace.safetensors"
+"""File of what a network did, in the folder of the stage that counted it."""
 
 
 class Folder:
@@ -90,7 +93,7 @@ class Folder:
     def finish(self, stage: str, record: dict) -> None:
         """Mark a stage as finished."""
         folder = self.stage(stage)
-        files = {p.name: _sha256(p) for p in sorted(folder.glob(WEIGHTS))}
+        files = {p.name: _sha256(p) for p in (*sorted(folder.glob(WEIGHTS)), *folder.glob(TRACE))}
         record = {"format": FORMAT, **record, "files": files}
         write_json(folder / "stage.json", {**record, "seal": content_hash(record)})
         _sweep(folder)

@@ -17,6 +17,9 @@ from hwsim.fields import Place, dotted, field_at, fields, members, model_at, pla
 from hwsim.recipe.contradictions import contradictions
 from hwsim.recipe.settings import Recipe
 
+INTEGER = ("pattern", "decolle")
+"""What stages of integer networks do."""
+
 
 @dataclass
 class Request:
@@ -185,13 +188,15 @@ def _take_run(document: Document, run: str) -> None:
     if file is None:
         raise ConfigError([f"{origin}: this is no run folder; one has a recipe.yaml and lies in runs/, see `ls runs`"])
     parent = read_yaml(file).data
+    stages = document.data.get("stages")
+    if isinstance(stages, dict) and any(isinstance(s, dict) and s.get("do") in INTEGER for s in stages.values()):
+        raise ConfigError([f"{origin}: an integer network starts from no other run; leave --from out"])
     for block in ("net", "data", "device"):
         values = value_at(parent, (block,))
         if not isinstance(values, dict):
             raise ConfigError([f"{origin}: {file} is not a run's recipe: it has no block '{block}'"])
         for key, value in values.items():
             document.set((block, key), value, origin)
-    stages = document.data.get("stages")
     if not isinstance(stages, dict) or not stages:
         return
     name = document.data.get("from_replaces") or next(iter(stages))

@@ -11,6 +11,7 @@ import torch
 from hwsim.config import ConfigError, content_hash
 from hwsim.data.image import ImageData, load_images
 from hwsim.device.card import load_card
+from hwsim.device.pricelist import Prices
 from hwsim.network.lif import choose
 from hwsim.recipe import manifest, network
 from hwsim.recipe.account import count
@@ -24,8 +25,10 @@ from hwsim.recipe.progress import Progress
 from hwsim.recipe.resolve import Resolved
 from hwsim.recipe.settings import Account, Evaluate, Load, Recipe, Recover, Train
 from hwsim.recipe.show import shown
+from hwsim.recipe.tracefile import load_trace, save_trace
 from hwsim.recipe.view import views
-from hwsim.report.energy import energy_rows, sparsity_rows
+from hwsim.report.energy import energy_rows
+from hwsim.report.sparsity import level_rows, sparsity_rows
 
 
 @dataclass
@@ -58,15 +61,19 @@ class Run:
         self.recipe: Recipe = resolved.recipe
         self.device = compute_device(self.recipe.compute)
         self.backend = choose(self.device)
+        self._prepare()
+        self.keys = self._keys()
+        self.folder = Folder(runs, resolved.name, content_hash({**self.keys, **self._pricing()}))
+        self.reused: list[str] = []
+
+    def _prepare(self) -> None:
+        """Read the data, and check what needs them, before anything runs."""
         wanted = self.recipe.data
         self.data: ImageData = load_images(
             wanted.name, data_dir=Path(wanted.dir) if wanted.dir else None, download=wanted.download,
-            limit=wanted.limit, progress=progress.fetched,
+            limit=wanted.limit, progress=self.progress.fetched,
         )  # fmt: skip
-        self.loaded, self.first_weights = before_running(resolved, self.data)
-        self.keys = self._keys()
-        self.folder = Folder(runs, resolved.name, content_hash(self.keys))
-        self.reused: list[str] = []
+        self.loaded, self.first_weights = before_running(self.resolved, self.data)
 
     def execute(self) -> Results:
         """Do the stages. Raises `UserError` kinds only for what the user can mend."""
@@ -79,12 +86,15 @@ class Run:
             write_json(self.folder.path / "manifest.json", {**about, "state": "running"})
             for name, stage in self.recipe.stages.items():
                 getattr(self, f"_{stage.do}")(name, stage, results)
-            from hwsim.recipe.summary import write_tables
-
-            write_tables(self.folder, self.recipe, self.resolved.name, results)
+            self._write_tables(results)
             done = {"state": "done", "seconds": time.time() - started, "reused": self.reused}
             write_json(self.folder.path / "manifest.json", {**about, **done})
         return results
+
+    def _write_tables(self, results: Results) -> None:
+        from hwsim.recipe.summary import write_tables
+
+        write_tables(self.folder, self.recipe, self.resolved.name, results)
 
     def _keys(self) -> dict[str, str]:
         """Stage → the hash of all that its result depends on."""
@@ -104,13 +114,23 @@ class Run:
                 settings["weights"] = [m.sha256 for m in self.loaded[name].members]
             if name in self.first_weights:
                 settings["init_weights"] = self.first_weights[name].members[0].sha256
-            if isinstance(stage, Account):
-                settings["prices"] = load_card(stage.card).hash
+            if isinstance(stage, Account):  # prices are not: the same counts are priced again
+                settings = {k: settings[k] for k in ("do", "samples", "window_rows")}
             above = [(p, keys[p]) for p in ([parents] if isinstance(parents, str) else parents)]
             # A trained network is the same whatever its parent is called; a table names the networks that it measured.
             above = [k for _, k in above] if isinstance(stage, Train) else above
             keys[name] = content_hash({"shared": shared, "stage": settings, "parents": above})
         return keys
+
+    def _pricing(self) -> dict[str, Any]:
+        """What makes the run's tables another's though its stages are the same: how counts are priced."""
+        return {
+            f"{name} priced": {
+                "cards": [load_card(c).hash for c in stage.card.split("+")], **stage.definitions.model_dump()
+            }
+            for name, stage in self.recipe.stages.items()
+            if isinstance(stage, Account)
+        }  # fmt: skip
 
     def _greet(self) -> None:
         recipe = self.recipe
@@ -128,17 +148,24 @@ class Run:
 
     def _manifest(self, started: float) -> dict:
         recipe = self.recipe
-        cards = {recipe.device.card, *(s.card for s in recipe.stages.values() if isinstance(s, Account))}
+        priced = [s.card.split("+") for s in recipe.stages.values() if isinstance(s, Account)]
+        cards = {*self._cards(), *(card for each in priced for card in each)}
         return {
             "format": FORMAT, "recipe": self.resolved.name, "command": manifest.command(), "commit": manifest.commit(),
             "versions": manifest.versions(), "machine": manifest.machine(self.device, self.backend),
-            "seed": recipe.seed, "data": {"name": recipe.data.name, "checksum": self.data.checksum},
-            "cards": {c: load_card(c).hash for c in sorted(cards)}, "keys": self.keys,
-            "loaded": {
-                n: {"from": str(t.folder), "sha256": [m.sha256 for m in t.members]} for n, t in self.loaded.items()
-            },
+            "seed": recipe.seed, "cards": {c: load_card(c).hash for c in sorted(cards)}, "keys": self.keys,
+            **self._inputs(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         }  # fmt: skip
+
+    def _cards(self) -> list[str]:
+        """The cards that hold weights and states."""
+        return [self.recipe.device.card]
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the manifest says of the data and of other runs' networks."""
+        loaded = {n: {"from": str(t.folder), "sha256": [m.sha256 for m in t.members]} for n, t in self.loaded.items()}
+        return {"data": {"name": self.recipe.data.name, "checksum": self.data.checksum}, "loaded": loaded}
 
     def _reuse(self, name: str) -> tuple[dict, Path] | None:
         found = self.folder.finished(name, self.keys[name])
@@ -177,10 +204,7 @@ class Run:
             epochs = stage.epochs * len(made)
             self.progress.say(f"{name}: {epochs} epochs in {time.monotonic() - started:.1f} s")
         elif found[1] != here:
-            for file in found[0]["files"]:
-                shutil.copyfile(found[1] / file, here / (file + ".part"))
-                (here / (file + ".part")).replace(here / file)
-            self.folder.finish(name, found[0])
+            self._copy(found, here)
         record = read_stage(here)
         results.metrics += [{**row, "stage": name} for row in record["rows"]]
         results.sram += [{**row, "stage": name} for row in record["sram_rows"]]
@@ -224,13 +248,31 @@ class Run:
         results.chips += rows
 
     def _account(self, name: str, stage: Account, results: Results) -> None:
-        card = load_card(stage.card)
-        of = results.trained[stage.of]
-        members = [m for m in of.members if m.chip in (None, of.members[0].chip)]
-        nets = [network.trained(self.recipe, self.data, self.device, of, m, 0.0) for m in members]
-        counts, held, levels = count(nets, self.data, stage, self.recipe.seed)
-        run_id = self.folder.path.name
-        settings = {"run_id": run_id, "synapses": stage.synapses, "pooled": stage.pooled}
-        results.energy += energy_rows(counts, card, held, **settings)
-        results.sparsity += sparsity_rows(counts, run_id)
-        results.levels += levels
+        here = self.folder.stage(name)
+        found = self._reuse(name)
+        if found is None:
+            of = results.trained[stage.of]
+            members = [m for m in of.members if m.chip in (None, of.members[0].chip)]
+            nets = {
+                f"shift{m.shift_bit}": network.trained(self.recipe, self.data, self.device, of, m, 0.0) for m in members
+            }
+            counts = count(nets, self.data, stage, self.recipe.seed)
+            save_trace(here, counts, {"key": self.keys[name]})
+            self.folder.finish(name, {"key": self.keys[name], "do": "account", "of": stage.of, "rows": []})
+        elif found[1] != here:
+            self._copy(found, here)
+        self._price(stage, here, results)
+
+    def _price(self, stage: Account, here: Path, results: Results) -> None:
+        counts = load_trace(here)
+        prices = Prices.load(stage.card, stage.to_node_nm, stage.scaling)
+        results.energy += energy_rows(counts, prices, stage.definitions, self.folder.path.name)
+        results.sparsity += sparsity_rows(counts, self.folder.path.name)
+        results.levels += level_rows(counts)
+
+    def _copy(self, found: tuple[dict, Path], here: Path) -> None:
+        """Take the files of a stage that another run has finished."""
+        for file in found[0]["files"]:
+            shutil.copyfile(found[1] / file, here / (file + ".part"))
+            (here / (file + ".part")).replace(here / file)
+        self.folder.finish(here.name, found[0])

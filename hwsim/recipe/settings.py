@@ -10,6 +10,8 @@ from pydantic import Field
 
 from hwsim.config import Settings
 from hwsim.device.card import WeightSettings
+from hwsim.recipe.integer_settings import Decolle, Pattern
+from hwsim.report.action import Definitions
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -189,24 +191,27 @@ class Evaluate(Settings):
     """Leave out the last, incomplete test batch and average over batches, as the reference does."""
 
 
-class Account(Settings):
-    """Count what a network does on the test set and price it."""
+class Account(Definitions):
+    """Count what a network does on the test set and price it; the counts are kept, so that others may price them."""
 
     do: Literal["account"] = "account"
     """The verb of this stage."""
     of: str
     """Stage whose network is counted."""
     card: str = "horowitz_45nm"
-    """Card of prices."""
+    """Card of prices, or several that complete each other, CARD+CARD."""
     samples: Count = 1000
     """Test images to count over (at most all)."""
-    synapses: Literal["inbounds", "fanout"] = "inbounds"
-    """What an input event costs: the synapses that exist, or k x k also where padding has none (published formula)."""
-    pooled: Literal["mac", "ac"] = "mac"
-    """How an input that is no spike but an average of spikes is priced: as a multiplication, or as an addition."""
+    window_rows: list[Count] = [64, 128, 256]
+    """Heights of crossbars for which windows without an active input are counted."""
+
+    @property
+    def definitions(self) -> Definitions:
+        """How the work is counted."""
+        return Definitions(**{name: getattr(self, name) for name in Definitions.model_fields})
 
 
-Stage = Annotated[Train | Recover | Load | Evaluate | Account, Field(discriminator="do")]
+Stage = Annotated[Train | Recover | Load | Evaluate | Account | Pattern | Decolle, Field(discriminator="do")]
 
 
 class Option(Settings):
@@ -249,3 +254,8 @@ class Recipe(Settings):
     """Stage whose network `--from` takes from a run, without those before it; null is the first stage."""
     stages: Annotated[dict[str, Stage], Field(min_length=1)]
     """The stages, in order."""
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether its stages train integer networks, to which net, data and device do not apply."""
+        return any(isinstance(s, Pattern | Decolle) for s in self.stages.values())

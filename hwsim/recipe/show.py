@@ -10,7 +10,8 @@ from hwsim.recipe.resolve import Resolved
 
 def shown(resolved: Resolved) -> str:
     """The recipe file that does the same; a comment behind each value names its origin."""
-    data = resolved.recipe.model_dump(by_alias=True)
+    recipe = resolved.recipe
+    data = recipe.model_dump(by_alias=True, exclude={"net", "data", "device"} if recipe.is_integer else None)
     head = (
         f"# hwsim recipe {resolved.name}, resolved. Run it again: save this as my.yaml, then hwsim recipe ./my.yaml\n"
     )

@@ -9,7 +9,8 @@ from hwsim.recipe.recover import SRAM_COLUMNS
 from hwsim.recipe.results import ACCURACY, GAINS, accuracy_rows, gain_rows, label, stage_of
 from hwsim.recipe.settings import Evaluate, Recipe, Recover
 from hwsim.report.energy import COLUMNS as ENERGY_COLUMNS
-from hwsim.report.energy import SPARSITY_COLUMNS
+from hwsim.report.sparsity import COLUMNS as SPARSITY_COLUMNS
+from hwsim.report.sparsity import LEVELS
 from hwsim.report.table import csv_bytes
 
 METRICS = (
@@ -17,7 +18,6 @@ METRICS = (
     "eligible",
 )  # fmt: skip
 CHIPS = ("stage", "network", "adapt_batches", "variation_scale", "chip", "accuracy", "images")
-LEVELS = ("layer", "part", "bits", "levels_used", "weights")
 
 
 def write_tables(folder: Folder, recipe: Recipe, name: str, results) -> None:
@@ -74,15 +74,24 @@ def summary(recipe: Recipe, name: str, results) -> str:
             used = ", ".join(f"{r['layer']} {r['levels_used']}" for r in rows)
             of = "" if part == "synapse" else f"{part.upper()}, "
             out.append(f"\nDistinct weight values in use ({of}{rows[0]['bits']} bit): {used}.")
-    if results.energy:
-        total = {r["phase"]: r for r in results.energy if r["layer"] == "TOTAL"}
-        ours, ann = (total[p]["energy_pj"] / 1000 for p in ("inference", "ann_inference"))
-        ratio = f", {ann / ours:.2f} times as much" if ours else ""
-        out.append(
-            f"\nEnergy an image by {total['inference']['card']}, synaptic operations only: {ours:.4g} nJ; the network "
-            f"of the same shape without spikes: {ann:.4g} nJ{ratio}."
-        )
+    out += energy_sentences(results.energy)
     return "\n".join(out) + "\n"
+
+
+def energy_sentences(rows: list[dict]) -> list[str]:
+    """Energy an image of each phase, by component, and of the ordinary network of the same shape."""
+    totals = [r for r in rows if r["layer"] == "TOTAL"]
+    if not totals:
+        return []
+    out = [f"\nEnergy in nJ an image by {totals[0]['card']} (mean of {totals[0]['samples']} test images):\n"]
+    phases = list(dict.fromkeys(r["phase"] for r in totals))
+    names = ("ordinary network" if p == "ann_inference" else p for p in phases)
+    out += ["| component | " + " | ".join(names) + " |", "|---" * (len(phases) + 1) + "|"]
+    components = [c for c in dict.fromkeys(r["component"] for r in totals) if c != "all"]
+    for component in (*components, "all"):
+        of = {r["phase"]: f"{r['energy_pj'] / 1000:.4g}" for r in totals if r["component"] == component}
+        out.append(f"| {component} | " + " | ".join(of.get(p, "") for p in phases) + " |")
+    return out
 
 
 def sentences(accuracy: list[dict], gains: list[dict], recipe: Recipe) -> list[str]:

@@ -1,93 +1,187 @@
-"""energy = counts x prices, one row a layer and action, per image.
+"""energy = counts x prices: one row a layer, phase, component and action, per image.
 
-An input of size 1 (a spike) costs one addition for every synapse it reaches (AC). Any other nonzero input, analog or an
-average of spikes, costs a multiplication and an addition (MAC), or for averages an addition if the recipe says so. The
-ordinary network of the same shape stands beside it: one MAC for every synapse of every input (phase ann_inference).
-Membrane updates, memory and converters are not in these two actions.
+Which work is counted depends on what the cards cover: arithmetic (`work.py`), memory accesses (`memory.py`), crossbars
+(`crossbar.py`), passes over organized memories, or operations as neuromorphic chips count them. Layers on crossbars are
+counted there where a card has crossbars, else as arithmetic. What no card covers is not in the table. The ordinary
+network of the same shape stands beside it (phase ann_inference) where a card can price it.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
-from hwsim.device.card import Card
-from hwsim.report.trace import Counts, LayerCounts
+from hwsim.config import CardError
+from hwsim.device.pricelist import Prices
+from hwsim.report import crossbar, memory, organization, work
+from hwsim.report.action import Action, Definitions
+from hwsim.report.trace import Counts, Held, LayerCounts
 
 COLUMNS = (
     "run_id", "layer", "phase", "component", "action", "count", "unit_energy_pj", "energy_pj", "share", "weight_bits",
     "input_bits", "timesteps", "samples", "input_density", "weight_density", "card", "card_hash", "source", "evidence",
 )  # fmt: skip
-SPARSITY_COLUMNS = ("run_id", "layer", "timestep", "neurons", "spikes", "zeros_fraction", "inputs", "nonzero_inputs")
-
-ANALOG_BITS = 32
-"""Bits of an input that is neither a spike nor an average of spikes: a float32."""
+SYNAPTIC = ("synapse", "rram", "sram")
+"""Components of synaptic arithmetic: weights in one place, or in one of a hybrid layer's two."""
 
 
-class Held(NamedTuple):
-    """How an array holds a layer's weights: bits a weight, the fraction that is not zero, what it is called."""
+def energy_rows(counts: Counts, prices: Prices, definitions: Definitions, run_id: str) -> list[dict]:
+    """Rows of energy.csv. TOTAL rows are the sums of a phase's rows, by component and of all.
 
-    bits: int
-    density: float
-    component: str = "synapse"
-
-
-def energy_rows(
-    counts: Counts, card: Card, held: dict[str, tuple[Held, ...]], *, run_id: str, synapses: str, pooled: str
-) -> list[dict]:
-    """Rows of energy.csv. Counts are per image; TOTAL rows are the sums of a phase's rows.
-
-    held: layer → the arrays that hold it; of two (a hybrid layer's RRAM and SRAM) an input event reads both.
-
-    Raises `CardError` if the card has no price for an action that occurs.
+    Raises `CardError` that names card, action and layers if an action that occurs has no price.
     """
-    rows = []
-    for name, layer in counts.layers.items():
-        ac, mac = layer.operations(layer.unit, synapses), layer.operations(layer.fractional, synapses)
-        if layer.parts and pooled == "ac":
-            ac, mac = ac + mac, 0
-        events = int(layer.unit.sum() + layer.fractional.sum())
-        density = events / (counts.images * layer.inputs * len(layer.unit))
-        common = {"layer": name, "timesteps": len(layer.unit), "input_density": density}
-        bits = layer.parts.bit_length() or ANALOG_BITS  # an average of n spikes is one of n + 1 values
-        for array in held[name]:
-            rows.append(_row(card, array, "inference", "ac", ac / counts.images, 1, common))
-            if mac:
-                rows.append(_row(card, array, "inference", "mac", mac / counts.images, bits, common))
-    for name, layer in counts.layers.items():
-        common = {"layer": name, "timesteps": 1, "input_density": 1.0}
-        dense = Held(ANALOG_BITS, 1.0)
-        rows.append(_row(card, dense, "ann_inference", "mac", layer.dense(synapses), ANALOG_BITS, common))
+    found = list(actions(counts, prices, definitions))
+    absent: dict[str, list[str]] = {}
+    unfit: dict[str, list[str]] = {}
+    for a in found:
+        for element in a.elements:
+            try:
+                if prices.of(element, a.bits, a.kib) is None:
+                    absent.setdefault(element, []).append(a.layer)
+            except CardError as e:
+                unfit.setdefault(str(e), []).append(a.layer)
+    if absent or unfit:
+        lines = [prices.missing(element, layers) for element, layers in absent.items()]
+        lines += [f"{why} (needed by {', '.join(dict.fromkeys(layers))})" for why, layers in unfit.items()]
+        raise CardError("\n".join(lines))
+    rows = [_row(a, prices) for a in found]
+    rows += static_rows(counts, prices, definitions)
     out = []
-    for phase in ("inference", "ann_inference"):
+    for phase in dict.fromkeys(r["phase"] for r in rows):
         part = [r for r in rows if r["phase"] == phase]
-        total = {"layer": "TOTAL", "phase": phase, "component": "all", "action": "all",
-                 "count": sum(r["count"] for r in part), "energy_pj": sum(r["energy_pj"] for r in part)}  # fmt: skip
-        for r in (*part, total):
-            r["share"] = r["energy_pj"] / total["energy_pj"] if total["energy_pj"] else 0.0
-            here = {"run_id": run_id, "samples": counts.images, "card": card.name, "card_hash": card.hash, **r}
+        total = sum(r["energy_pj"] for r in part)
+        for r in (*part, *_totals(part, prices)):
+            r["share"] = r["energy_pj"] / total if total else 0.0
+            here = {"run_id": run_id, "samples": counts.images, "card_hash": prices.hash, **r}
             out.append({c: here.get(c, "") for c in COLUMNS})
     return out
 
 
-def _row(card: Card, held: Held, phase: str, action: str, count: float, input_bits: int, common: dict) -> dict:
-    price = card.price(action)
-    return {
-        **common, "phase": phase, "component": held.component, "action": action, "count": count,
-        "unit_energy_pj": price.pJ, "energy_pj": count * price.pJ, "weight_bits": held.bits, "input_bits": input_bits,
-        "weight_density": held.density, "source": price.source, "evidence": price.evidence,
+def unpriced(prices: Prices, definitions: Definitions) -> list[str]:
+    """What is missing whatever the network does: a message for each price that the cards' own `covers` demand."""
+    needs = {
+        "synapse": ("add", "mult"), "neuron_arithmetic": ("add", "mult"), "synop": ("synop",),
+        "neuron": ("neuron_update",), "memory": ("memory_read", "memory_write"),
     }  # fmt: skip
+    wanted = {}
+    for component in sorted(prices.covers & set(needs)):
+        for element in needs[component]:
+            full = f"{element}_{definitions.arithmetic}" if element in ("add", "mult") else element
+            wanted.setdefault(full, []).append(f"layers ({component})")
+    return [prices.missing(e, where) for e, where in wanted.items() if prices.of(e, 8, 1.0) is None]
 
 
-def sparsity_rows(counts: Counts, run_id: str) -> list[dict]:
-    """Rows of sparsity.csv: per layer and step (from 1), an image's neurons, spikes, and inputs that are not zero."""
-    return [
-        _sparsity(name, layer, t, counts, run_id) for name, layer in counts.layers.items() for t in range(counts.steps)
-    ]
+def actions(counts: Counts, prices: Prices, definitions: Definitions) -> Iterator[Action]:
+    """Everything that the cards cover: the network's own work, learning if the rule says so, the ordinary network.
+
+    Raises `CardError` if the rule is one of learning and the cards price inference only.
+    """
+    covers, images = prices.covers, counts.images
+    learns = definitions.rule != "inference"
+    if learns and not covers & {"synapse", "memory", "organization"}:
+        raise CardError(
+            f"card {prices.name}: prices inference, not learning ({definitions.rule}); take a card that covers "
+            "synapse, memory or organization, or complete it with one, as --card A+B"
+        )
+    phase = "forward" if learns else "inference"
+    for name, layer in counts.layers.items():
+        for held in layer.held:
+            yield from _on_an_array(name, layer, held, prices, definitions, images, phase)
+        if "neuron" in covers:
+            yield from work.update_actions(name, layer, phase)
+        elif "neuron_arithmetic" in covers:
+            yield from work.neuron_actions(name, layer, definitions, images, phase)
+        if "memory" in covers:
+            yield from memory.state_actions(name, layer, definitions, images, phase)
+    if learns:
+        for name, layer in counts.layers.items():
+            learning = {"is_first": name in counts.first, "classes": counts.classes}
+            if covers & {"synapse", "crossbar"}:
+                for a in work.learning_actions(name, layer, definitions, images, **learning):
+                    if a.component != "neuron_arithmetic" or a.component in covers:
+                        yield a
+            if "memory" in covers:
+                yield from memory.learning_actions(name, layer, definitions, images, **learning)
+    for name in counts.one_member:
+        layer = counts.layers[name]
+        on_crossbar = _on_crossbar(layer.held[0], prices, definitions)
+        if on_crossbar:
+            yield from crossbar.ann_actions(name, layer, layer.held[0], prices.crossbar)
+        for a in work.ann_actions(name, layer, definitions):
+            if a.component in covers and not (on_crossbar and a.component == "synapse"):
+                yield a
+        if "memory" in covers:
+            yield from memory.ann_actions(name, layer, definitions, in_memory=not on_crossbar)
 
 
-def _sparsity(name: str, layer: LayerCounts, t: int, counts: Counts, run_id: str) -> dict:
-    spikes = int(layer.spikes_T[t]) / counts.images
-    # A layer that is computed once an image has its inputs at the first step only.
-    arrived = t < len(layer.unit)
-    nonzero = int(layer.unit[t].sum() + layer.fractional[t].sum()) / counts.images if arrived else 0.0
-    zeros = 1 - spikes / layer.neurons if layer.neurons else ""
-    values = (run_id, name, t + 1, layer.neurons, spikes, zeros, layer.inputs if arrived else 0, nonzero)
-    return dict(zip(SPARSITY_COLUMNS, values, strict=True))
+def _on_an_array(
+    name: str, layer: LayerCounts, held: Held, prices: Prices, definitions: Definitions, images: int, phase: str
+) -> Iterator[Action]:
+    """What the inputs of a layer do to one of its arrays."""
+    covers = prices.covers
+    if _on_crossbar(held, prices, definitions):
+        yield from crossbar.crossbar_actions(name, layer, held, prices.crossbar, definitions, images, phase)
+        return
+    if "synop" in covers and "synapse" not in covers:
+        yield from work.synop_actions(name, layer, held, definitions, images, phase)
+    elif covers & {"synapse", "crossbar"}:  # beside a crossbar, digital layers occur and need a price
+        yield from work.synapse_actions(name, layer, held, definitions, images, phase)
+    if "memory" in covers:
+        yield from memory.weight_actions(name, layer, held, definitions, images, phase)
+    if "organization" in covers:
+        yield from organization.organization_actions(name, layer, held, definitions, phase)
+
+
+def _on_crossbar(held: Held, prices: Prices, definitions: Definitions) -> bool:
+    return "crossbar" in prices.covers and (held.cells or (definitions.map_all and held.component != "sram"))
+
+
+def static_rows(counts: Counts, prices: Prices, definitions: Definitions) -> list[dict]:
+    """Energy of the power that flows all the time: power x T x the duration of a step.
+
+    The duration is the definitions', else the card's; without one there are no rows. Memories: all variables of a
+    layer (`footprint.py`) but weights on crossbars. Phase static, so that it is never added to dynamic energy. Leakage
+    is not scaled to another node.
+    """
+    step_us = definitions.step_time_us or prices.step_time_us
+    if step_us is None:
+        return []
+    seconds = counts.steps * step_us / 1e6
+    base = f"{counts.steps} steps of {step_us:g} us"
+    rows = []
+    for card, where, power in prices.static:
+        node = power.node_nm or card.node_nm
+        of = f"{node:g} nm" if node else "an unknown node"
+        scaled = "" if prices.to_node_nm in (None, node) else f"; not scaled, of {of}"
+        places = {"all": 0.0}
+        if where == "memory":
+            places = {
+                n: memory.kib(
+                    layer, definitions, lambda h: not _on_crossbar(h, prices, definitions),
+                    is_first=n in counts.first, classes=counts.classes,
+                )
+                for n, layer in counts.layers.items()
+            }  # fmt: skip
+        for layer, kib in places.items():
+            milliwatt = power.milliwatt(kib) if kib or where == "device" else 0.0
+            rows.append({
+                "layer": layer, "phase": "static", "component": where, "action": "leakage", "count": seconds,
+                "unit_energy_pj": milliwatt * 1e9, "energy_pj": milliwatt * 1e9 * seconds, "timesteps": counts.steps,
+                "card": card.name, "source": f"{power.source}; time base: {base}{scaled}", "evidence": power.evidence,
+            })  # fmt: skip
+    return rows
+
+
+def _row(a: Action, prices: Prices) -> dict:
+    costs = [prices.of(element, a.bits, a.kib) for element in a.elements]
+    unit = sum(c.pJ for c in costs)
+    said = {k: " + ".join(dict.fromkeys(getattr(c, k) for c in costs)) for k in ("card", "source", "evidence")}
+    about = {k: getattr(a, k) for k in COLUMNS if k in Action._fields and k != "count"}
+    return {**about, "count": a.count, "unit_energy_pj": unit, "energy_pj": a.count * unit, **said}
+
+
+def _totals(rows: list[dict], prices: Prices) -> Iterator[dict]:
+    """One row a component, and one of all."""
+    for component in (*dict.fromkeys(r["component"] for r in rows), "all"):
+        part = [r for r in rows if component in ("all", r["component"])]
+        yield {
+            "layer": "TOTAL", "phase": rows[0]["phase"], "component": component, "action": "all", "card": prices.name,
+            "count": sum(r["count"] for r in part), "energy_pj": sum(r["energy_pj"] for r in part),
+        }  # fmt: skip

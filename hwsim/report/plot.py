@@ -4,13 +4,15 @@ import io
 from collections.abc import Sequence
 
 
-def _figure(width: float, height: float):
+def canvas(width: float, height: float):
+    """An empty figure of that size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=130)
 
 
-def _png(figure) -> bytes:
+def png(figure) -> bytes:
+    """A figure as the bytes of a PNG, the same for the same figure."""
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
@@ -21,7 +23,7 @@ def accuracy_figure(rows: Sequence[dict], title: str) -> bytes:
 
     rows: of accuracy.csv (network, variation_scale, chips, mean, ci95_low, ci95_high, minimum). Returns a PNG.
     """
-    figure = _figure(6.4, 4.2)
+    figure = canvas(6.4, 4.2)
     axes = figure.subplots()
     networks = list(dict.fromkeys(r["network"] for r in rows))
     scales = sorted({r["variation_scale"] for r in rows})
@@ -38,34 +40,37 @@ def accuracy_figure(rows: Sequence[dict], title: str) -> bytes:
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def energy_figure(rows: Sequence[dict], title: str) -> bytes:
-    """Energy an image by layer, additions and multiplications stacked, beside the ordinary network of the same shape.
+    """Energy an image by layer, components stacked; hatched beside it the ordinary network of the same shape.
 
-    rows: of energy.csv. Returns a PNG.
+    rows: of energy.csv. Phases of learning are added up; static energy, which has another time base, is left out.
+    Returns a PNG.
     """
-    figure = _figure(6.4, 3.8)
+    figure = canvas(6.4, 3.8)
     axes = figure.subplots()
-    layers = [n for n in dict.fromkeys(r["layer"] for r in rows) if n != "TOTAL"]
-    bars = (("inference", "ac", "spiking: additions (AC)", -0.2), ("inference", "mac", "spiking: multiplications (MAC)",
-    -0.2),
-            ("ann_inference", "mac", "same shape, not spiking (MAC)", 0.2))  # fmt: skip
-    bottom = dict.fromkeys(layers, 0.0)
-    for phase, action, label, offset in bars:
-        nj = dict.fromkeys(layers, 0.0)
-        for r in rows:
-            if r["phase"] == phase and r["action"] == action and r["layer"] in nj:
-                nj[r["layer"]] += r["energy_pj"] / 1000
-        base = [bottom[n] if phase == "inference" else 0.0 for n in layers]
-        heights = [nj[n] for n in layers]
-        axes.bar([i + offset for i in range(len(layers))], heights, 0.38, bottom=base, label=label)
-        if phase == "inference":
-            bottom = {n: b + h for n, b, h in zip(layers, base, heights, strict=True)}
+    rows = [r for r in rows if r["layer"] != "TOTAL" and r["phase"] != "static"]
+    layers, components = (list(dict.fromkeys(r[k] for r in rows)) for k in ("layer", "component"))
+    color = {c: f"C{i}" for i, c in enumerate(components)}
+    both = {r["phase"] == "ann_inference" for r in rows}
+    for is_ann in sorted(both):
+        base = [0.0] * len(layers)
+        for component in components:
+            part = [r for r in rows if r["component"] == component and (r["phase"] == "ann_inference") == is_ann]
+            if not part:
+                continue
+            nj = [sum(r["energy_pj"] for r in part if r["layer"] == layer) / 1000 for layer in layers]
+            label = f"same shape, not spiking: {component}" if is_ann else component
+            look = {"alpha": 0.45, "hatch": "///"} if is_ann else {}
+            aside = (0.2 if is_ann else -0.2) if len(both) > 1 else 0.0
+            place = [i + aside for i in range(len(layers))]
+            axes.bar(place, nj, 0.38, bottom=base, label=label, color=color[component], **look)
+            base = [b + h for b, h in zip(base, nj, strict=True)]
     axes.set_xticks(range(len(layers)), layers, rotation=45 if len(layers) > 8 else 0)
     axes.set_ylabel("energy an image (nJ)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize=8)
-    return _png(figure)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+    return png(figure)

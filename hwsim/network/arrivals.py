@@ -1,0 +1,71 @@
+"""What a layer leaves for accounting: the inputs that arrive at it, by place and step, and the spikes of its neurons.
+
+Whole numbers, summed over a batch. T steps, B batch, C channels, H W image, N neurons.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def arrived(layer: nn.Module, x_TB: torch.Tensor, parts: int, *, signed: bool, rows: Sequence[int]) -> dict:
+    """What arrives at a convolution [T, B, C, H, W] or a linear layer [T, B, C], and the shape that it meets.
+
+    parts: inputs are multiples of 1/parts; 0 is an analog input, which has no spikes even where |x| is 1. signed:
+    inputs may be negative. rows: heights of crossbars, for `active_windows`. The keys are those of
+    `hwsim.report.trace.LayerCounts`.
+    """
+    x = x_TB.detach()
+    other = x != 0
+    unit = x.abs() == 1 if parts else torch.zeros_like(other)
+    fractional = other & ~unit
+    is_conv = isinstance(layer, nn.Conv2d)
+    everywhere = tuple(range(2, x.dim()))
+    out = {
+        "weight_shape": tuple(layer.weight.shape), "image": tuple(x.shape[3:]),
+        "padding": tuple(layer.padding) if is_conv else (), "stride": tuple(layer.stride) if is_conv else (),
+        "parts": parts, "signed": signed, "windows": active_windows(layer, other, rows),
+    }  # fmt: skip
+    for name, events in (("unit", unit), ("fractional", fractional)):
+        out |= {name: events.sum((0, 1)).cpu(), f"{name}_T": events.sum((1, *everywhere)).cpu()}
+    return out
+
+
+def active_windows(layer: nn.Module, active_TB: torch.Tensor, rows: Sequence[int]) -> dict[int, torch.Tensor]:
+    """For each height of a crossbar, [row tiles]: windows with at least one active input in the tile.
+
+    A window is what meets the kernel at one output place and step. Its C k k inputs, in the order of the weight
+    (channel, kernel row, kernel column), lie on the rows of tiles of that height.
+    """
+    fan_in = prod(layer.weight.shape[1:])
+    active = active_TB.flatten(0, 1).to(layer.weight.dtype)
+    out = {}
+    for height in rows:
+        tiles = -(-fan_in // height)
+        tile = torch.arange(fan_in, device=active.device) // height
+        on_TR = F.one_hot(tile, tiles).to(active.dtype).T.contiguous()
+        if isinstance(layer, nn.Conv2d):
+            kernel = on_TR.view(tiles, *layer.weight.shape[1:])
+            met = F.conv2d(active, kernel, padding=layer.padding, stride=layer.stride)
+            out[height] = (met > 0.5).sum((0, 2, 3)).cpu()  # whole numbers, but for a fast convolution's rounding
+        else:
+            out[height] = (active @ on_TR.T > 0.5).sum(0).cpu()
+    return out
+
+
+def fired(spikes_TB: torch.Tensor) -> dict:
+    """Of spikes [T, B, ...]: neurons N, spikes of each [N], of all by step [T], and the first image's [T, N]."""
+    spikes = spikes_TB.detach().flatten(2)
+    by_neuron = spikes.sum((0, 1), dtype=torch.float64).to(torch.int64)
+    return {
+        "neurons": spikes.shape[2], "spikes_N": by_neuron.cpu(),
+        "spikes": spikes.sum((1, 2), dtype=torch.float64).to(torch.int64).cpu(), "raster": (spikes[:, 0] != 0).cpu(),
+    }  # fmt: skip
+
+
+def silent(steps: int) -> dict:
+    """The same of a layer without neurons."""
+    return fired(torch.zeros(steps, 1, 0))
