@@ -114,7 +114,7 @@ def load_images(
             download_images(name, folder, progress=progress)
         training, testing = read_release(release, folder)
 
-    validation_index, train_index = _cut(training[1], held_out)
+    validation_index, train_index = stratified(training[1], held_out)
     share = 1.0 if limit is None else min(1.0, limit / len(train_index))
     test_index = np.arange(len(testing[1]))
     parts = ((training, train_index), (training, validation_index), (testing, test_index))
@@ -142,7 +142,7 @@ def _digits() -> tuple[Part, Part]:
 
     raw = load_digits()
     x, y = np.rint(raw.images * (255 / 16)).astype(np.uint8)[:, None], raw.target.astype(np.int64)
-    test_index, train_index = _cut(y, DIGITS.test)
+    test_index, train_index = stratified(y, DIGITS.test)
     return (x[train_index], y[train_index]), (x[test_index], y[test_index])
 
 
@@ -160,7 +160,7 @@ def _stratified_order(labels_N: np.ndarray) -> np.ndarray:
     return shuffled[np.argsort(key, kind="stable")]
 
 
-def _cut(labels_N: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified(labels_N: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """A stratified choice of `count` positions, and all the others; each in ascending order."""
     order = _stratified_order(labels_N)
     return np.sort(order[:count]), np.sort(order[count:])
@@ -170,7 +170,7 @@ def _split(part: Part, index: np.ndarray, share: float, fewest: int) -> Split:
     images, labels = part
     count = max(fewest, round(share * len(index)))
     if count < len(index):
-        index = index[_cut(labels[index], count)[0]]
+        index = index[stratified(labels[index], count)[0]]
     return Split(torch.from_numpy(images[index]), torch.from_numpy(labels[index]))
 
 
