@@ -222,7 +222,7 @@ def _over(net: Decolle, batches: Iterable[tuple[Tensor, Tensor]], **how: Any) ->
     if not samples:
         raise DataError("no batches: there is nothing to run")
     return {
-        "accuracy": (correct / samples).tolist(),
+        "accuracy": (correct.double() / samples).tolist(),
         "correct": correct.tolist(),
         "samples": samples,
         "loss": [sum(column) / samples for column in zip(*loss, strict=True)],
