@@ -105,6 +105,22 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(tmp_path, words, s
     assert not list(tmp_path.rglob("stage.json"))
 
 
+def test_networks_of_any_depth_have_their_columns(runs):
+    layers = ["--kind", "dense", "--channels", "6,6,6,6,6", "--steps", "24", "--epochs", "1"]
+    done = hwsim("recipe", "decolle", *SMALL, "--runs", runs, *layers)
+    assert done.code == 0, done.err
+    folder = Path(done.out.splitlines()[-1]).parent
+    assert all(r["validation_accuracy5"] for r in rows(folder, "metrics.csv"))
+    assert [r["layer"] for r in rows(folder, "accuracy.csv") if r["stage"] == "decolle"] == list("12345")
+
+
+def test_counting_decolle_is_refused_before_anything_is_trained(tmp_path):
+    shown = hwsim("recipe", "decolle", "--show").out
+    (tmp_path / "my.yaml").write_text(shown + "  account: {do: account, of: decolle}\n")
+    done = hwsim("recipe", tmp_path / "my.yaml", "--runs", tmp_path / "runs")
+    assert done.code == 2 and "'decolle' is DECOLLE, which cannot be counted yet" in done.err
+
+
 def test_none_switches_a_width_off_and_card_asks_the_card():
     assert Pattern().widths("wb", "gb") == {"wb": 2, "gb": 8}
     assert Pattern(wb="none", gb=6).widths("wb", "gb") == {"wb": None, "gb": 6}

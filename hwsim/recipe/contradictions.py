@@ -67,6 +67,8 @@ def _stages(recipe: Recipe, data: Any) -> Iterator[tuple[Place, str]]:
             if twice:
                 yield here, f"{twice[0]} at scale {twice[1]:g} is measured already, by stage '{measured[twice]}'"
         if isinstance(stage, Account):
+            if isinstance(recipe.stages.get(stage.of), Decolle):
+                yield (*here, "of"), f"'{stage.of}' is DECOLLE, which cannot be counted yet; count a pattern network"
             if counted is not None:
                 yield here, f"a run has one table of energy, and stage '{counted}' writes it; use a recipe for each"
             counted = name

@@ -12,14 +12,12 @@ from hwsim.recipe.integer_settings import Decolle
 from hwsim.recipe.pattern import Trainer
 from hwsim.recipe.randomness import generator
 
-LAYERS = (1, 2, 3, 4)
-METRICS = (
-    "stage", "repeat", "epoch", "rate",
-    *(f"{what}{layer}" for what in ("train_accuracy", "validation_accuracy", "test_accuracy", "spike_density",
-                                    "error_density", "update_share") for layer in LAYERS),
-    "is_best", "test_recordings",
-)  # fmt: skip
-"""Columns of metrics.csv: a row an epoch; tested only where validation was better than ever before."""
+FIRST = ("stage", "repeat", "epoch", "rate", "is_best", "test_recordings")
+
+
+def metric_columns(rows: list[dict]) -> tuple[str, ...]:
+    """Columns of metrics.csv: a row an epoch and what each layer has; tested only where validation was best so far."""
+    return (*FIRST, *(k for k in dict.fromkeys(k for r in rows for k in r) if k not in FIRST))
 
 
 def checked(stage: Decolle, trainer: Trainer) -> EventData:

@@ -24,7 +24,7 @@ def write_tables(folder: Folder, recipe: Recipe, name: str, results) -> None:
     losses, metrics = ([r for r in results.metrics if r["stage"] in names] for names in of_kind.values())
     accuracy = accuracy_rows(metrics)
     tables = {
-        "loss.csv": (losses, pattern.LOSS), "metrics.csv": (metrics, decolle.METRICS),
+        "loss.csv": (losses, pattern.LOSS), "metrics.csv": (metrics, decolle.metric_columns(metrics)),
         "accuracy.csv": (accuracy, ACCURACY), "energy.csv": (results.energy, energy.COLUMNS),
         "sparsity.csv": (results.sparsity, sparsity.COLUMNS),
     }  # fmt: skip

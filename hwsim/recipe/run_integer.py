@@ -14,7 +14,7 @@ from hwsim.recipe.settings import Account
 from hwsim.recipe.tracefile import save_trace
 
 TRAINERS = {"pattern": pattern, "decolle": decolle}
-"""The module of each kind of stage: `checked`, `train`, `count`."""
+"""The module of each kind of stage: `checked`, `described`, `train`; of pattern also `count`."""
 
 
 class IntegerRun(Run):
@@ -37,7 +37,8 @@ class IntegerRun(Run):
                 asked = {"samples": stage.samples, "window_rows": stage.window_rows, "of": keys[stage.of]}
                 keys[name] = content_hash({"do": "account", **asked})
                 continue
-            settings = {**stage.model_dump(exclude={"card"}), **stage.widths(*stage.WIDTHS)}
+            where = {"card": True, "target": True, "events": {"dir"}}  # what lies there is in the checksum
+            settings = {**stage.model_dump(exclude=where), **stage.widths(*stage.WIDTHS)}
             keys[name] = content_hash({**shared, "stage": settings, "data": self.data_of[name].checksum})
         return keys
 

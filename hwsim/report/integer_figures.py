@@ -49,7 +49,8 @@ def learning_figure(rows: Sequence[dict], title: str) -> bytes:
     axes = figure.subplots()
     for i, stage in enumerate(dict.fromkeys(r["stage"] for r in rows)):
         own = [r for r in rows if r["stage"] == stage]
-        last = max(k[-1] for r in own for k in r if k.startswith("validation_accuracy"))
+        named = "validation_accuracy"
+        last = max(int(k.removeprefix(named)) for k in own[0] if k.startswith(named))
         epochs = sorted({r["epoch"] for r in own})
         for what, style in (("validation", "-"), ("train", ":")):
             means = [100 * np.mean([r[f"{what}_accuracy{last}"] for r in own if r["epoch"] == e]) for e in epochs]
