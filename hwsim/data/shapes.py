@@ -1,12 +1,11 @@
-"""`shapes`, a synthetic data set of an event camera: a disc, cross or triangle that moves to the right or down.
+"""`shapes`, a synthetic data set of an event camera: a disc, cross or triangle moves to and fro, sideways or upright.
 
 Made from a seed, without files or network, and yet through the whole path of real data: the generator writes the files
 of a DVS Gesture folder (AEDAT 3.1, label files, lists), which `trials.py` reads. A recording lasts 500 ms on a
 128 x 128 sensor. Every pixel that the shape's bright body reaches gets an ON event, every one that it leaves an OFF
 event; some events are missing, all are late by a random time, and every pixel fires at random now and then.
 
-Which class it is cannot be told from where the events are, or from their number: position, size and speed are random.
-The outline says the shape, the side on which ON lies the direction.
+Position, size, speed and phase are random. The outline says the shape, the edges that fire say the axis of its motion.
 """
 
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from hwsim.data.aedat_write import aedat31_bytes
 from hwsim.data.event_stream import Events
 from hwsim.data.trials import COLUMNS, LISTS
 
-OUTLINES, DIRECTIONS = ("disc", "cross", "triangle"), ("right", "down")
-CLASSES = tuple(f"{outline} {direction}" for outline in OUTLINES for direction in DIRECTIONS)
+OUTLINES, AXES = ("disc", "cross", "triangle"), ("sideways", "upright")
+CLASSES = tuple(f"{outline} {axis}" for outline in OUTLINES for axis in AXES)
 SENSOR = 128
 
 
@@ -35,27 +34,29 @@ class Scene:
     """Milliseconds of a recording."""
     pause_ms: int = 50
     """Milliseconds of noise alone between recordings."""
-    radius: tuple[float, float] = (18.0, 24.0)
+    radius: tuple[float, float] = (29.0, 36.0)
     """Half the size of a shape, in pixels: drawn between these."""
-    speed: tuple[float, float] = (0.15, 0.25)
+    place: float = 7.0
+    """How far from the sensor's center the motion is centered, at most, in pixels, in x and in y."""
+    reach: float = 14.0
+    """Pixels from the middle of the motion to its ends."""
+    speed: tuple[float, float] = (0.4, 0.6)
     """Pixels a millisecond: drawn between these."""
     seen: float = 0.9
     """Probability that a pixel fires when an edge passes it."""
     late_ms: float = 2.0
     """Mean of the exponential delay of an event."""
-    noise_hz: float = 0.2
+    noise_hz: float = 0.5
     """Background events of a pixel a second."""
 
 
-def extent(
-    outline: str, direction: str, across: np.ndarray, radius: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def extent(outline: str, axis: str, across: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How far a shape reaches back and forth along its motion, on lines beside its center.
 
     across: distances [L] of the lines from the center, across the motion.   Returns (back, front, hit): the shape
     covers back..front on the lines where hit is true. The triangle points up, against y.
 
-    >>> back, front, hit = extent("disc", "right", np.array([0.0, 3.0, 9.0]), 5.0)
+    >>> back, front, hit = extent("disc", "sideways", np.array([0.0, 3.0, 9.0]), 5.0)
     >>> (front - back).tolist(), front.tolist(), hit.tolist()
     ([10.0, 8.0, 0.0], [5.0, 4.0, 0.0], [True, True, False])
     """
@@ -67,7 +68,7 @@ def extent(
     elif outline == "cross":
         front = np.where(np.abs(c) <= radius / 3, radius, radius / 3) * hit
         back = -front
-    elif direction == "right":  # A line is a row of the triangle: broad at the bottom.
+    elif axis == "sideways":  # A line is a row of the triangle: broad at the bottom.
         front = (c + radius) / 2 * hit
         back = -front
     else:  # A line is a column: from the slope above down to the base.
@@ -76,21 +77,31 @@ def extent(
 
 
 def moving(label: int, scene: Scene, random: np.random.Generator) -> Events:
-    """One recording of a class without noise, its times from 0 to length_ms; the shape comes back after leaving."""
-    outline, direction = CLASSES[label].split()
+    """One recording of a class without noise, its times from 0 to length_ms.
+
+    The shape goes from one end of its way to the other and back at constant speed, again and again, and begins
+    somewhere in this. On the way up an edge at distance e from the shape's center passes pixel u, both counted from the
+    middle of the way, at u - e + reach pixels of way; on the way back at 3 reach - (u - e). The front edge covers
+    pixels on the way up and leaves them on the way back, the back edge the other way round.
+    """
+    outline, axis = CLASSES[label].split()
     radius, speed = random.uniform(*scene.radius), random.uniform(*scene.speed)
-    round_px = SENSOR + 2 * radius  # After this way the shape enters the sensor again.
-    start, center = random.uniform(0, round_px), random.uniform(radius, SENSOR - radius)
-    back, front, hit = extent(outline, direction, np.arange(SENSOR) - center, radius)
+    middle, center = SENSOR / 2 + random.uniform(-scene.place, scene.place, 2)
+    round_px = 4 * scene.reach
+    start = random.uniform(0, round_px)
+    back, front, hit = extent(outline, axis, np.arange(SENSOR) - center, radius)
     line, along = np.meshgrid(np.flatnonzero(hit), np.arange(SENSOR), indexing="ij")
+    rounds = int(scene.length_ms * scene.speed[1] // round_px) + 2
     parts = []
-    for p, reach in ((1, front), (0, back)):
-        way = (along - reach[hit, None] + radius - start) % round_px  # Pixels until this edge is there.
-        for lap in range(int(scene.length_ms * scene.speed[1] // SENSOR) + 1):
-            t_ms = (way + lap * round_px) / speed + random.exponential(scene.late_ms, way.shape)
-            fires = (t_ms < scene.length_ms) & (random.random(way.shape) < scene.seen)
-            x, y = (along, line) if direction == "right" else (line, along)
-            parts.append(Events(t_ms[fires] * 1000, x[fires], y[fires], np.full(fires.sum(), p)))
+    for edge, covers_up in ((front, 1), (back, 0)):
+        place = along - middle - edge[hit, None]
+        passes = np.abs(place) < scene.reach
+        for way, p in ((place + scene.reach, covers_up), (3 * scene.reach - place, 1 - covers_up)):
+            for lap in range(rounds):
+                t_ms = (way + lap * round_px - start) / speed + random.exponential(scene.late_ms, way.shape)
+                fires = passes & (t_ms >= 0) & (t_ms < scene.length_ms) & (random.random(way.shape) < scene.seen)
+                x, y = (along, line) if axis == "sideways" else (line, along)
+                parts.append(Events(t_ms[fires] * 1000, x[fires], y[fires], np.full(fires.sum(), p)))
     return Events.join(parts)
 
 
