@@ -15,8 +15,9 @@ def _definitions(priced: bool) -> Callable:
     text = [("--rule", "inference, bptt or local.")]
     text += [("--linear-organization", "row, column, crossbar, pb-bmp or pb-csr: weights of linear layers.")]
     text += [("--conv-organization", "functional, pb-bmp or pb-csr: weights of convolutions.")]
-    text += [("--spike-code", "bitmap, events or shorter."), ("--arithmetic", "fp32, fp16, int32 or int8.")]
-    options = [click.option("--state-bits", type=int, help="Bits of a membrane potential.")]
+    text += [("--spike-code", "bitmap, events or shorter.")]
+    text += [("--arithmetic", "fp32, fp16, int32, int8, or int: as wide as the numbers.")]
+    options = [click.option("--state-bits", type=int, help="Bits of a state; else the network's own, or 32.")]
     if priced:
         text += [("--synapses", "inbounds, effective (without zero weights) or fanout (as the published formula).")]
         text += [("--pooled", "mac or ac: how an average of spikes is priced.")]

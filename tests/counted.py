@@ -1,6 +1,7 @@
 """Small networks, their counts, and slow counts by loops, for the tests of accounting."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from hwsim.device.pricelist import Prices
 from hwsim.device.schema import Card
 from hwsim.network.arrivals import arrived, fired, silent
 from hwsim.network.vgg_bntt import VggBntt
+from hwsim.report.learned import Learned, Readout, Traced
 from hwsim.report.trace import Counts, Held, LayerCounts
 
 
@@ -79,6 +81,39 @@ def silenced(counts: Counts) -> Counts:
         windows = {r: np.zeros_like(w) for r, w in layer.windows.items()}
         out.layers[name] = LayerCounts(**{**vars(layer), **none, "windows": windows})
     return out
+
+
+def local_network(
+    *, arrived: int = 2, traces: int = 7, spikes: int = 5, features: int = 3, training: Learned | None = None
+) -> Counts:
+    """The layer of docs/energy.md that learns locally, and its readout: one test recording, counts made by hand.
+
+    training: of the layer, with errors at scores and features; None for a run that kept nothing of it.
+    """
+    counts = Counts(4, 1)
+    for name, shape, nonzero, neurons in (("layer1", (2, 3), traces, 2), ("readout1", (2, 2), features, 0)):
+        at = np.zeros((4, shape[1]), np.int64)
+        at.flat[[i for i in reversed(range(at.size))][:nonzero]] = 1
+        fires = np.arange(4 * neurons).reshape(4, neurons) < (spikes if neurons else 0)
+        none = np.zeros_like(at)
+        counts.layers[name] = LayerCounts(
+            weight_shape=shape, image=(), padding=(), stride=(), neurons=neurons, parts=0, signed=False,
+            unit=none.sum(0), unit_T=none.sum(1), fractional=at.sum(0), fractional_T=at.sum(1),
+            spikes_T=fires.sum(1), spikes_N=fires.sum(0), normalized=False, held=[array(shape)],
+        )  # fmt: skip
+        counts.raster[name] = fires
+    layer, readout = counts.layers.values()
+    readout.held = [array((2, 2), bits=3)]
+    layer.traced, readout.readout = Traced(arrived, features=2, votes=2, biases=2), Readout("layer1", votes=2)
+    layer.widths = {
+        "input": 6, "membrane_trace": 6, "synaptic_trace": 5, "refractory": 2, "potential": 4, "error": 3,
+        "gradient": 12, "master": 5, "spike": 1,
+    }  # fmt: skip
+    readout.widths = {"input": 3, "score": 3, "error": 3}
+    layer.learned = training
+    if training is not None:
+        readout.learned = replace(training, weights=0, changes=0, drawn=0, errors=0, gradients=0)
+    return counts
 
 
 def prices(card: str | dict, *more: dict, **scale) -> Prices:

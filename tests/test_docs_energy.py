@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from counted import array, one_layer, prices
+from counted import array, local_network, one_layer, prices
 from torch import nn
 
 from hwsim.cli import cli
@@ -14,7 +14,8 @@ from hwsim.device.card import card_names, load_card
 from hwsim.device.crossbar import map_layer
 from hwsim.report.action import Definitions
 from hwsim.report.crossbar import windows_read
-from hwsim.report.energy import energy_rows
+from hwsim.report.energy import actions, energy_rows
+from hwsim.report.learned import Learned
 from hwsim.report.memory import code
 from hwsim.report.work import ann_actions, input_bits, learning_actions
 
@@ -181,6 +182,81 @@ def test_averages():
         "energy in pJ": pJ["mac"], "energy in pJ, `--pooled ac`": pJ["ac"],
         "bits of an input, none to four quarters": input_bits(here),
     })  # fmt: skip
+
+
+def local() -> dict[tuple[str, str, str, str], tuple[float, float]]:
+    """(layer, phase, component, action) → (actions, bits) of the layer that learns locally, as its tables give it."""
+    recording, training = (
+        {k: int(v) for k, (v,) in table(head).items()}
+        for head in ("one test recording", "training, one batch of two recordings")
+    )
+    arrived, traces, spikes, features = (
+        recording[k]
+        for k in ("inputs that spike", "P that are not zero", "neurons that fire", "sigmoids that are not zero")
+    )
+    steps, updates, scores, at_features, errors, gradients, changes = training.values()
+    learned = Learned(2, steps, updates, 8, changes, changes, errors, gradients, scores, at_features)
+    counts = local_network(arrived=arrived, traces=traces, spikes=spikes, features=features, training=learned)
+    out: dict[tuple[str, str, str, str], tuple[float, float]] = {}
+    for a in actions(counts, prices("horowitz_45nm"), Definitions(rule="local")):
+        key = a.layer, a.phase, a.component, a.action
+        number, bits = out.get(key, (0.0, 0.0))
+        out[key] = number + a.count, bits + a.count * a.bits
+    return out
+
+
+def test_operations_of_local_learning():
+    def of(layer: str, phase: str, action: str) -> float:
+        component = "synapse" if action == "mac" else "neuron_arithmetic"
+        return found.pop((layer, phase, component, action))[0]
+
+    found = {k: v for k, v in local().items() if k[2] != "memory" and k[1] != "ann_inference" and v[0]}
+    agree("local learning, operations", {
+        "forward, MAC of the layer": of("layer1", "forward", "mac"),
+        "forward, MAC of the readout": of("readout1", "forward", "mac"),
+        "forward, multiplications: 2 a neuron, 3 an input and step": of("layer1", "forward", "mult"),
+        "forward, additions: 3 a neuron, 1 an input and step; 1 a spike out or in": of("layer1", "forward", "add"),
+        "error, MAC of the readout": of("readout1", "error", "mac"),
+        "error, multiplications": of("layer1", "error", "mult"),
+        "error, additions of the readout, 2 a class and step": of("readout1", "error", "add"),
+        "error, additions of the layer, 2 a feature and step": of("layer1", "error", "add"),
+        "gradient, MAC": of("layer1", "gradient", "mac"), "gradient, additions": of("layer1", "gradient", "add"),
+        "update, multiplications": of("layer1", "update", "mult"),
+        "update, additions: search, rounding, change": of("layer1", "update", "add"),
+    })  # fmt: skip
+    assert not found
+
+
+def test_bits_that_local_learning_moves():
+    def of(phase: str, *actions: str, layer: str = "layer1") -> float:
+        return sum(found.pop((layer, phase, "memory", action))[1] for action in actions)
+
+    found = {k: v for k, v in local().items() if k[2] == "memory" and k[1] != "ann_inference"}
+    both = "membrane_trace_read", "membrane_trace_write"
+    errors = of("error", "error_read", "error_write"), of("error", "error_read", "error_write", layer="readout1")
+    agree("local learning, bits", {
+        "weights, streamed": of("forward", "weight_read"), "biases": of("forward", "bias_weight_read"),
+        "P, read: to decay and to multiply": of("forward", both[0]), "P, written": of("forward", both[1]),
+        "Q, read and written": of("forward", "synaptic_trace_read", "synaptic_trace_write"),
+        "decays, two of 32 bits an input": of("forward", "decay_read"),
+        "R, read and written": of("forward", "refractory_read", "refractory_write"),
+        "U, read and written by steps that vote": of("forward", "potential_read", "potential_write"),
+        "inputs, a bitmap written and read": of("forward", "spike_read", "spike_write"),
+        "readout": of("forward", "weight_read", layer="readout1"),
+        "scores, read and written": of("forward", "score_read", "score_write", layer="readout1"),
+        "error: feedback": of("error", "feedback_read", layer="readout1"),
+        "error: scores": of("error", "score_read", layer="readout1"),
+        "error: U": of("error", "potential_read"),
+        "error: errors, written and, but at neurons, read": sum(errors),
+        "gradient: P": of("gradient", "membrane_trace_read"),
+        "gradient: errors at neurons, read": of("gradient", "error_read"),
+        "gradient: sums, written, and read by the second of the batch":
+            of("gradient", "gradient_read", "gradient_write"),
+        "update: sums, read to search and to round": of("update", "gradient_read"),
+        "update: masters, read": of("update", "master_read"),
+        "update: masters and weights that changed, written": of("update", "master_write", "weight_write"),
+    })  # fmt: skip
+    assert not found
 
 
 # ------------------------------------------------------------------------------------------------------ tables of words

@@ -154,7 +154,7 @@ SETTINGS = [
     for rule, (linear, conv), arithmetic in itertools.product(
         RULES,
         [("row", "functional"), ("pb-bmp", "pb-bmp"), ("pb-csr", "pb-csr"), ("column", "functional")],
-        ["fp32", "fp16", "int32", "int8"],
+        ["fp32", "fp16", "int32", "int8", "int"],
     )
 ]
 COMPLETED = {"adc_survey": "rram_crossbar_isaac"}

@@ -43,6 +43,13 @@ def test_a_price_by_the_bits_of_a_weight_knows_these_and_no_others():
         table.at(3)
 
 
+def test_a_price_by_width_is_straight_between_its_points_and_in_proportion_beyond():
+    law = price(pJ_by_width={64: 0.2, 1024: 3.1})
+    assert [law.at(b) for b in (0, 16, 64, 1024, 2048)] == pytest.approx([0, 0.05, 0.2, 3.1, 6.2])
+    assert law.at(544) == pytest.approx((0.2 + 3.1) / 2)
+    assert price(pJ_by_width={8: 0.03}).at(12) == pytest.approx(0.045)
+
+
 def test_a_macro_is_interpolated_in_logarithms_and_held_at_its_ends():
     at = [price(by_capacity=MACRO).at(8, kib) for kib in (0.1, 1, 2, 4, 8, 16, 1000)]
     # Straight log-log: from 1 to 4 KiB proportional, from 4 to 16 KiB with the root of the capacity.
@@ -119,7 +126,7 @@ def refused(**said) -> str:
         ({"pJ": 1, "evidence": None}, "prices.ac.evidence: this is missing"),
         ({"pJ": 1, "evidence": "guessed"}, 'prices.ac.evidence: found text "guessed"'),
         ({"value": 1}, "there is no 'value' here"),
-        ({}, "give one of pJ, pJ_per_bit, pJ_by_bits, by_capacity, adc_survey; found none of these"),
+        ({}, "give one of pJ, pJ_per_bit, pJ_by_bits, pJ_by_width, by_capacity, adc_survey; found none of these"),
         ({"pJ": 1, "pJ_per_bit": 1}, "found pJ, pJ_per_bit"),
         ({"pJ": 1, "burst_bits": 8}, "burst_bits goes with pJ_per_bit"),
         ({"pJ": 1, "node_nm": 0}, "prices.ac.node_nm: found 0"),

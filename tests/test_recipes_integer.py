@@ -1,14 +1,25 @@
 """The recipes of integer networks: they run, leave their tables, find finished stages, and refuse what cannot be."""
 
+import contextlib
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command_line import hwsim
 
+from hwsim.device.pricelist import Prices
 from hwsim.recipe.checkpoint import load_arrays
-from hwsim.recipe.integer_settings import Decolle, Pattern
+from hwsim.recipe.decolle import checked, count, train
+from hwsim.recipe.integer_settings import Decolle, Events, Pattern
+from hwsim.recipe.pattern import Trainer
+from hwsim.recipe.progress import Progress
+from hwsim.recipe.settings import Account
 from hwsim.recipe.tracefile import read_trace
+from hwsim.report.action import Definitions
+from hwsim.report.energy import energy_rows
+from hwsim.report.footprint import footprint_rows
 
 SMALL = ["--smoke"]
 
@@ -114,11 +125,130 @@ def test_networks_of_any_depth_have_their_columns(runs):
     assert [r["layer"] for r in rows(folder, "accuracy.csv") if r["stage"] == "decolle"] == list("12345")
 
 
-def test_counting_decolle_is_refused_before_anything_is_trained(tmp_path):
-    shown = hwsim("recipe", "decolle", "--show").out
-    (tmp_path / "my.yaml").write_text(shown + "  account: {do: account, of: decolle}\n")
-    done = hwsim("recipe", tmp_path / "my.yaml", "--runs", tmp_path / "runs")
-    assert done.code == 2 and "'decolle' is DECOLLE, which cannot be counted yet" in done.err
+def test_what_decolle_did_and_how_it_learned_is_counted_and_priced(decolle):
+    folder, _ = decolle
+    counts = read_trace(folder)
+    names = [f"{kind}{i}" for i in (1, 2, 3) for kind in ("layer", "readout")]
+    assert counts.images == 6 and counts.steps == 24 and list(counts.layers) == names
+    metrics = [r for r in rows(folder, "metrics.csv") if (r["stage"], r["repeat"]) == ("decolle", "0")]
+    for i in (1, 2, 3):
+        layer, readout = counts.layers[f"layer{i}"], counts.layers[f"readout{i}"]
+        assert layer.held[0].bits == 8 and readout.held[0].bits == 6 and not layer.normalized
+        kept = layer.learned
+        # 12 recordings in batches of 6, one epoch; steps 11 … 23 learn.
+        assert (kept.recordings, kept.steps, kept.updates) == (12, 12 * 13, 2 * 13)
+        assert kept.changed_share == pytest.approx(float(metrics[0][f"update_share{i}"])) and kept.changes > 0
+        assert kept.errors / (kept.steps * layer.neurons) == pytest.approx(float(metrics[0][f"error_density{i}"]))
+        gradients = kept.gradients / (kept.updates * kept.weights)
+        assert gradients == pytest.approx(float(metrics[0][f"gradient_density{i}"]))
+        assert layer.traced.votes == readout.readout.votes == 13 and readout.learned.scores > 0
+    first, second = counts.layers["layer1"], counts.layers["layer2"]
+    assert 0 < first.traced.arrived < first.fractional.sum() and second.traced.arrived <= first.spikes_T.sum()
+    energy = rows(folder, "energy.csv")
+    assert {r["phase"] for r in energy} == {"forward", "error", "gradient", "update", "ann_inference"}
+    update = [r for r in energy if (r["layer"], r["action"]) == ("layer1", "master_write")]
+    assert float(update[0]["count"]) == pytest.approx(first.learned.changes / 12)
+    summary = (folder / "summary.md").read_text()
+    assert "bits of memory" in summary and "as published" in summary
+    assert (folder / "footprint.png").read_bytes().startswith(b"\x89PNG")
+    bits = {(r["layer"], r["variable"]): int(r["bits"]) for r in rows(folder, "footprint.csv")}
+    assert bits["layer1", "membrane_trace"] == 2 * 32 * 32 * 12 and bits["layer1", "refractory"] == first.neurons * 2
+
+
+def test_finished_runs_of_decolle_are_priced_described_and_reported(decolle):
+    folder, _ = decolle
+    for words in (["energy"], ["energy", "--card", "loihi", "--rule", "inference"], ["footprint"],
+                  ["describe", "--map-all"], ["report"]):  # fmt: skip
+        done = hwsim(words[0], folder, *words[1:])
+        assert done.code == 0, done.err
+    page = (folder / "report.html").read_text()
+    assert "Accuracy over epochs." in page and "membrane_trace_read" in page
+    assert "net.name" not in page  # settings of image networks
+    for command in ("energy", "footprint"):
+        done = hwsim(command, folder, "--rule", "bptt")
+        assert done.code == 2 and "learns from local errors; take local" in done.err
+
+
+class Stop(Exception):
+    """Ends a training in the middle."""
+
+
+class Interrupted(Progress):
+    """Says nothing; stops a training behind its first epoch where `stops` is set."""
+
+    stops = False
+
+    def say(self, text):
+        if self.stops and "epoch 1:" in text:
+            raise Stop
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A stage that trains two epochs in a moment, its data, what trains it."""
+    events = Events(limit=8, steps=12, test_steps=12)
+    stage = Decolle(epochs=2, batch_size=4, kind="dense", channels=[5], burn_in=2, events=events)
+    trainer = Trainer(3, torch.device("cpu"), Interrupted())
+    return stage, trainer, checked(stage, trainer)
+
+
+def weights_of(folder: Path, small, *stops: bool) -> Path:
+    """Weights of the stage `small`, trained in a folder, once for each of `stops`."""
+    stage, trainer, data = small
+    folder.mkdir()
+    for trainer.progress.stops in stops:
+        with contextlib.suppress(Stop):
+            train("decolle", stage, trainer, "key", folder, data)
+    trainer.progress.stops = False
+    return folder / "weights-0.safetensors"
+
+
+def test_an_interrupted_training_keeps_what_it_had_learned(tmp_path, small):
+    whole, resumed = (
+        load_arrays(weights_of(tmp_path / name, small, *stops))[0]
+        for name, stops in (("whole", [False]), ("resumed", [True, False]))
+    )
+    assert whole.keys() == resumed.keys() and all(np.array_equal(v, resumed[k]) for k, v in whole.items())
+    # 8 recordings in batches of 4, two epochs; steps 3 … 11 learn.
+    assert whole["learned"][0, :3].tolist() == [16, 16 * 9, 4 * 9]
+
+
+def test_narrower_states_take_less_memory_and_energy(tmp_path, small):
+    stage, trainer, data = small
+    weights = weights_of(tmp_path / "run", small, False)
+    samples, definitions = Account(of="decolle", samples=3), Definitions(rule="local")
+    bits, energy = [], []
+    for own in (stage, stage.model_copy(update={"pb": 8})):
+        counts = count(own, trainer, weights, data, samples)
+        assert counts.images == 3
+        bits.append({r["variable"]: r["bits"] for r in footprint_rows(counts, definitions) if r["layer"] == "layer1"})
+        rows = energy_rows(counts, Prices.load("horowitz_45nm"), definitions, "r")
+        energy.append({r["action"]: r["energy_pj"] for r in rows if r["layer"] == "layer1"})
+    # Sums of gradients of 4 recordings at one place have 12 + 6 + 2 bits.
+    assert bits[0]["gradient"] / 20 == bits[1]["gradient"] / 16 == 5 * 2 * 32 * 32 + 5
+    assert {k for k in bits[0] if bits[0][k] != bits[1][k]} == {"membrane_trace", "gradient"}
+    assert bits[0]["membrane_trace"] / 12 == bits[1]["membrane_trace"] / 8 == 2 * 32 * 32
+    for action in ("membrane_trace_write", "gradient_write"):
+        assert energy[0][action] > energy[1][action]
+
+
+def test_decolle_is_not_priced_by_backpropagation(tmp_path):
+    done = hwsim("recipe", "decolle", "--rule", "bptt", "--runs", tmp_path / "runs")
+    assert done.code == 2 and "'decolle' is DECOLLE and learns from local errors" in done.err
+    assert not list(tmp_path.rglob("stage.json"))
+
+
+def test_updates_of_the_pattern_network_are_those_that_were_counted(pattern):
+    folder, _ = pattern
+    hidden = read_trace(folder).layers["hidden"]
+    own = [r for r in rows(folder, "loss.csv") if r["stage"] == "pattern"]
+    changes = sum(float(r["hidden_update_share"]) for r in own) * 70 * 40
+    assert hidden.learned.changes == pytest.approx(changes) and hidden.learned.updates == 12
+    writes = [r for r in rows(folder, "energy.csv") if (r["layer"], r["action"]) == ("hidden", "master_write")]
+    assert float(writes[0]["count"]) == pytest.approx(changes / 12)
+    assert not hidden.normalized and hidden.widths["membrane"] == 16 and hidden.widths["momentum"] == 0
+    actions = {r["action"] for r in rows(folder, "energy.csv")}
+    assert not {"norm_read", "momentum_read"} & actions
 
 
 def test_none_switches_a_width_off_and_card_asks_the_card():

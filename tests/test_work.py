@@ -1,5 +1,7 @@
 """Arithmetic of layers and neurons, each action counted by hand on tiny layers, and by loops on a small network."""
 
+import math
+
 import pytest
 import torch
 from counted import array, counted, network, one_layer, picture, slow_counts
@@ -121,12 +123,49 @@ def test_actions_say_what_they_are_done_on():
     layer = padded().layers["layer"]
     (a,) = synapse_actions("layer", layer, layer.held[0], D, 2, "forward")
     assert a == Action("layer", "forward", "synapse", "ac", ("add_fp32",), 23, weight_bits=2, input_bits=1,
-                       timesteps=2, input_density=4 / (2 * 2 * 9), weight_density=16 / 18)  # fmt: skip
+                       timesteps=2, input_density=4 / (2 * 2 * 9), weight_density=16 / 18, widths=(6,))  # fmt: skip
     layer = averaged().layers["layer"]
     ac, mac = synapse_actions("layer", layer, layer.held[0], Definitions(arithmetic="int8"), 1, "inference")
     assert (ac.elements, mac.elements) == (("add_int8",), ("mult_int8", "add_int8"))
     assert (ac.input_bits, mac.input_bits) == (1, 3)  # none to four quarters
     assert (mac.input_density, mac.weight_density, mac.timesteps) == (5 / 8, 9 / 12, 2)
+
+
+def test_an_operation_is_as_wide_as_its_operands_and_a_sum_never_overflows():
+    layer = averaged().layers["layer"]
+    ac, mac = synapse_actions("layer", layer, layer.held[0], Definitions(arithmetic="int"), 1, "inference")
+    w, n = layer.held[0].bits, math.prod(layer.weight_shape[1:])
+    sums = math.ceil(math.log2(n))
+    assert ac.parts == [("add_int", w + sums)]
+    assert mac.parts == [("mult_int", w * 3), ("add_int", w + 3 + sums)]
+    assert (2**w - 1) * 7 * n < 2 ** mac.widths[1]  # the largest sum of products fits
+
+
+def test_neuron_arithmetic_is_as_wide_as_the_widest_state():
+    layer = padded().layers["layer"]
+    widths = {a.action: a.widths for a in neuron_actions("layer", layer, D, 2, "forward")}
+    assert widths == {"mult": (32 * 32,), "add": (32,)}
+    layer.widths = {"accumulator": 8, "error": 6}
+    widths = {a.action: a.widths for a in neuron_actions("layer", layer, D, 2, "forward")}
+    assert widths == {"mult": (8 * 8,), "add": (8,)}
+    given = Definitions(state_bits=12)
+    assert {a.widths for a in neuron_actions("layer", layer, given, 2, "forward")} == {(144,), (12,)}
+
+
+def test_learning_is_as_wide_as_errors_and_gradients():
+    layer = padded().layers["layer"]
+    layer.widths = {"accumulator": 8, "error": 6, "gradient": 14}
+    d = Definitions(rule="bptt", arithmetic="int")
+    found = list(learning_actions("layer", layer, d, 2, is_first=False, classes=3))
+    bits = layer.held[0].bits
+    error = {a.action: a.parts for a in found if a.phase == "error"}
+    out = math.ceil(math.log2(layer.outputs))
+    assert error["mac"] == [("mult_int", bits * 6), ("add_int", bits + 6 + out)]
+    assert error["mult"] == [("mult_int", 36)] and error["add"] == [("add_int", 6)]
+    assert [a.parts for a in found if a.phase == "gradient"] == [[("add_int", 14)]]
+    assert {a.action: a.parts for a in found if a.phase == "update"} == {
+        "mult": [("mult_int", 14 * 14)], "add": [("add_int", 14)],
+    }  # fmt: skip
 
 
 def test_bits_of_an_input_follow_from_how_many_spikes_it_averages():

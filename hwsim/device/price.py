@@ -54,7 +54,7 @@ class AdcSurvey(Settings):
 
 
 class Price(Cited):
-    """What one action costs: exactly one of pJ, pJ_per_bit, pJ_by_bits, by_capacity and adc_survey."""
+    """What one action costs: exactly one of pJ, pJ_per_bit, pJ_by_bits, pJ_by_width, by_capacity and adc_survey."""
 
     pJ: Energy | None = None
     """Energy of one action in picojoule."""
@@ -64,6 +64,9 @@ class Price(Cited):
     """Bits that move together at least, beside pJ_per_bit: a transfer is rounded up to whole bursts."""
     pJ_by_bits: dict[Annotated[int, Field(ge=1, le=64)], Energy] | None = Field(default=None, min_length=1)
     """Energy of one action in picojoule, by the bits of a weight; other bits are refused."""
+    pJ_by_width: dict[Annotated[int, Field(ge=1)], Energy] | None = Field(default=None, min_length=1)
+    """Energy of one operation in picojoule, by the bits that it is as wide as (a multiplication: those of its operands,
+    multiplied): a straight line between the given ones, in proportion below the first and above the last."""
     by_capacity: ByCapacity | None = None
     """Energy of a memory's access by its capacity."""
     adc_survey: AdcSurvey | None = None
@@ -73,7 +76,7 @@ class Price(Cited):
 
     @pydantic.model_validator(mode="after")
     def _has_one_form(self) -> Self:
-        forms = ("pJ", "pJ_per_bit", "pJ_by_bits", "by_capacity", "adc_survey")
+        forms = ("pJ", "pJ_per_bit", "pJ_by_bits", "pJ_by_width", "by_capacity", "adc_survey")
         given = [f for f in forms if getattr(self, f) is not None]
         if len(given) != 1:
             raise ValueError(f"give one of {', '.join(forms)}; found {', '.join(given) or 'none of these'}")
@@ -98,6 +101,8 @@ class Price(Cited):
             return self.pJ_per_bit * math.ceil(bits / burst) * burst
         if self.pJ_by_bits is not None:
             return self.pJ_by_bits[bits]
+        if self.pJ_by_width is not None:
+            return proportional(self.pJ_by_width, bits)
         return self.by_capacity.at(bits, kib) if self.by_capacity is not None else self.adc_survey.at(bits)
 
 
@@ -142,6 +147,20 @@ def interpolated(table: dict[float, float], x: float) -> float:
             part = math.log(x / x0) / math.log(x1 / x0)
             return y0 ** (1 - part) * y1**part
     return points[-1][1]
+
+
+def proportional(table: dict[int, float], x: float) -> float:
+    """y at x on straight lines between a table's points; below the first and above the last y is in proportion to x.
+
+    >>> [round(proportional({8: 0.03, 32: 0.1}, x), 6) for x in (4, 8, 20, 64)]
+    [0.015, 0.03, 0.065, 0.2]
+    """
+    points = sorted(table.items())
+    (first, low), (last, high) = points[0], points[-1]
+    if x <= first or x >= last:
+        return low * x / first if x <= first else high * x / last
+    (x0, y0), (x1, y1) = next(p for p in zip(points, points[1:], strict=False) if x <= p[1][0])
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 def scaled(node_nm: float, to_nm: float, scaling: Scaling) -> float:

@@ -77,6 +77,8 @@ def _law(p: Price) -> str:
         return f"{p.pJ:g} pJ"
     if p.pJ_per_bit is not None:
         return f"{p.pJ_per_bit:g} pJ a bit"
+    if p.pJ_by_width is not None:
+        return "pJ by width in bits: " + ", ".join(f"{b}: {pJ:g}" for b, pJ in p.pJ_by_width.items())
     if p.pJ_by_bits is not None:
         return "pJ by bits: " + ", ".join(f"{b}: {pJ:g}" for b, pJ in p.pJ_by_bits.items())
     if p.by_capacity is not None:

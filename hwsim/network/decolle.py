@@ -13,7 +13,7 @@ All three give the same codes. Source: Schaefer and Joshi, ICONS 2020, doi 10.11
 T steps, B batch, C X Y input, K classes, L layers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from hwsim.network.decolle_arithmetic import Real, Whole
 from hwsim.network.decolle_layer import Layer
 from hwsim.network.decolle_rule import DecolleRule
 from hwsim.network.decolle_step import StepLayer
-from hwsim.network.decolle_trace import LayerTrace
+from hwsim.network.decolle_trace import LayerTrace, Seen
 
 Backend = Literal["auto", "fused", "float", "codes"]
 LARGEST_INPUT = 127
@@ -89,11 +89,13 @@ class Decolle(nn.Module):
         rate: float | None = None,
         generator: Generator | None = None,
         backend: Backend = "auto",
+        watch: Callable[[int, Seen], None] | None = None,
     ) -> Run:
         """One batch from silence: all steps forward; behind the burn-in every step votes and, with `learn`, learns.
 
         x: input counts after the input mode, any dtype. rate: as `rule.rate(epoch)`; without one that of epoch 0.
         generator: for dropout and the rounding of gradients, on the CPU; needed to learn, and where scores are dropped.
+        watch: called with the number of each layer and what is to be seen of it, at every step.
         Raises `DataError` for a batch that does not fit the network.
         """
         rule = self.rule
@@ -119,10 +121,11 @@ class Decolle(nn.Module):
             s = x[t]
             for i, layer in enumerate(layers):
                 s = layer.forward(s, t)
-                if t < first:
-                    continue
-                votes[i, t - first] = layer.scores(None if masks is None else masks[t - first, i])
-                if learn:
+                if t >= first:
+                    votes[i, t - first] = layer.scores(None if masks is None else masks[t - first, i])
+                if watch is not None:
+                    watch(i, layer.seen(voted=t >= first))
+                if learn and t >= first:
                     loss[i] += layer.learn(target, rate, t, generator)
         for layer in layers:
             layer.finish()

@@ -32,7 +32,7 @@ from hwsim.network.decolle_layer import (
 )  # fmt: skip
 from hwsim.network.decolle_rule import DecolleRule
 from hwsim.network.decolle_step import draw_words
-from hwsim.network.decolle_trace import LayerTrace
+from hwsim.network.decolle_trace import LayerTrace, Seen
 from hwsim.network.threads import share_threads
 
 LARGEST = {"wb": 8, "eb": 8, "sb": 8, "ub": 12, "qb": 16, "pb": 16}
@@ -169,6 +169,14 @@ class FusedLayer:
         self.mask = self.ones if mask_BK is None else mask_BK.to(torch.int8).numpy()
         kernels.classes(total.numpy(), self.n.frac_o, self.rule.ab, self.mask, self.n.mask, self.y, self.best)
         return torch.from_numpy(self.best.copy())
+
+    def seen(self, *, voted: bool) -> Seen:
+        """Where the layer is active at the step that was done."""
+        C, H, W = self.plan.shape
+        traces = torch.from_numpy(self.P).view(self.B, H, W, C).permute(0, 3, 1, 2) != 0
+        fired = torch.from_numpy(self.U).permute(0, 3, 1, 2) >= 0
+        features = torch.from_numpy(self.a.reshape(self.top.shape)).permute(0, 3, 1, 2).flatten(1) != 0
+        return Seen(traces, fired, features if voted else None)
 
     def learn(self, target_BK: Tensor, rate: float, t: int, generator: Generator | None, given=None) -> float:
         """One online update from the scores of this step; returns part1 + part2 + part3 of the loss."""

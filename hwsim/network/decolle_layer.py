@@ -84,6 +84,14 @@ class Layer(nn.Module):
             return quant_w(w, rule.wb)
         return quant_w(w * rule.weight_mult, rule.wb) / rule.weight_mult
 
+    def used(self) -> Tensor:
+        """Weights of the forward pass in units of weight_mult, [O, C, k, k] float64: masters, clipped and rounded."""
+        w, rule = self.weight.double(), self.rule
+        if rule.gb is not None:
+            limit = 1 - step_of(rule.gb)
+            w = w.clamp(-limit, limit)
+        return quant_w(w, rule.wb)
+
     def constants(self) -> "Constants":
         """Decays, drives and full scales of this layer."""
         beta, alpha = 1 - 1 / self.tau_syn, 1 - 1 / self.tau_mem

@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 from hwsim.device import integer, integer_codes
 from hwsim.network.decolle_arithmetic import Real, Whole
 from hwsim.network.decolle_layer import GAIN, MASK, SLOPE, TRACE, Layer, Numbers, gradient_gain, master_limit
-from hwsim.network.decolle_trace import LayerTrace
+from hwsim.network.decolle_trace import LayerTrace, Seen
 
 WORDS = 16
 """Bits of a drawn word; u = (word + 1/2)/2^16."""
@@ -115,7 +115,8 @@ class StepLayer:
         else:
             table = self.sigmoid if self.pooled_sigmoid is None else self.pooled_sigmoid
             pooled = a.number(table[self.top.long() + n.top_u])
-        total = a.matmul(pooled.flatten(1), self.readout)
+        self.features = pooled.flatten(1)
+        total = a.matmul(self.features, self.readout)
         if rule.ab is None:
             self.y = (total * 2.0**-n.frac_o + 1) / 2
         elif isinstance(a, Whole):
@@ -125,6 +126,10 @@ class StepLayer:
             self.y = (o + 1) * 2.0 ** (rule.ab - 1)
         self.kept = None if mask_BK is None else mask_BK.to(a.dtype)
         return (self.y if self.kept is None else self.y * self.kept).argmax(1)
+
+    def seen(self, *, voted: bool) -> Seen:
+        """Where the layer is active at the step that was done."""
+        return Seen(self.P != 0, self.U >= 0, self.features != 0 if voted else None)
 
     def learn(self, target_BK: Tensor, rate: float, t: int, generator: Generator | None, given=None) -> float:
         """One online update from the scores of this step; returns part1 + part2 + part3 of the loss.

@@ -1,11 +1,22 @@
 """What a DECOLLE network leaves for accounting: whole numbers by layer and step, summed over the samples of batches."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from hwsim.network.decolle_rule import LayerPlan
+
+
+class Seen(NamedTuple):
+    """Where a layer is active at a step, bool. traces_BCHW: its P; fired_BOYX: its neurons, before pooling;
+    features_BF: the sigmoids that its readout reads (after rounding), at a step that votes.
+    """
+
+    traces_BCHW: Tensor
+    fired_BOYX: Tensor
+    features_BF: Tensor | None
 
 
 @dataclass

@@ -7,11 +7,21 @@ from hwsim.recipe.checkpoint import load_arrays
 from hwsim.recipe.evaluate import interval
 from hwsim.recipe.folder import Folder, read_stage
 from hwsim.recipe.integer_settings import Decolle, Pattern
-from hwsim.recipe.settings import Recipe
+from hwsim.recipe.settings import Account, Recipe
 from hwsim.recipe.summary import energy_sentences
+from hwsim.recipe.tracefile import load_trace
 from hwsim.report import energy, sparsity
+from hwsim.report.footprint import (
+    FOOTPRINT_COLUMNS,
+    decolle_bits,
+    footprint_rows,
+    in_32_bits,
+    law_layers,
+    law_widths,
+)
 from hwsim.report.plot import energy_figure
 from hwsim.report.table import csv_bytes
+from hwsim.report.trace import Counts
 
 ACCURACY = (
     "stage", "layer", "repeats", "mean", "std", "ci95_low", "ci95_high", "minimum", "recordings",
@@ -31,7 +41,7 @@ def write_tables(folder: Folder, recipe: Recipe, name: str, results) -> None:
     for file, (rows, columns) in tables.items():
         if rows:
             folder.write(file, csv_bytes(rows, columns))
-    from hwsim.report.integer_figures import learning_figure, loss_figure, rasters_figure
+    from hwsim.report.integer_figures import footprint_figure, learning_figure, loss_figure, rasters_figure
 
     if losses:
         folder.write("loss.png", loss_figure(losses, recipe.title))
@@ -46,7 +56,31 @@ def write_tables(folder: Folder, recipe: Recipe, name: str, results) -> None:
         card = results.energy[0]["card"]
         folder.write("energy.png", energy_figure(results.energy, f"{name}: energy a presentation, prices of {card}"))
     out = [f"# {name}: {recipe.title}\n", *(f"* {row['says']}" for row in headlines(recipe, results.metrics))]
+    for stage, said in recipe.stages.items():
+        if isinstance(said, Account):
+            counts = load_trace(folder.stage(stage))
+            own, wide = footprints(counts, said)
+            folder.write("footprint.csv", csv_bytes(own, FOOTPRINT_COLUMNS))
+            folder.write(
+                "footprint.png", footprint_figure({said.of: own, "32 bits": wide}, f"{name}: memory, rule {said.rule}")
+            )
+            out.append(f"* {said.of}: {saving(own[-1]['bits'], wide[-1]['bits'])}")
+            if any(layer.traced for layer in counts.layers.values()):
+                widths, sizes = law_widths(counts), law_layers(counts)
+                bits, full = (decolle_bits(sizes, w, counts.classes) for w in (widths, dict.fromkeys(widths, 32)))
+                out.append(f"* {said.of}: as published (no decays, spikes, sums of gradients): {saving(bits, full)}")
     folder.write("summary.md", "\n".join([*out, *energy_sentences(results.energy), ""]).encode())
+
+
+def footprints(counts: Counts, stage: Account) -> tuple[list[dict], list[dict]]:
+    """Bits of every variable of a network by a stage's definitions, as it is and with 32 bits for every number."""
+    wide = stage.definitions.model_copy(update={"state_bits": None, "arithmetic": "fp32"})
+    return footprint_rows(counts, stage.definitions), footprint_rows(in_32_bits(counts), wide)
+
+
+def saving(bits: int, full: int) -> str:
+    """How much memory a network takes, and how much less than with 32 bits everywhere."""
+    return f"{bits} bits of memory, {100 * (1 - bits / full):.2f} % less than with 32 bits for every number ({full})"
 
 
 def accuracy_rows(metrics: list[dict]) -> list[dict]:

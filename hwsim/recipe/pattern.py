@@ -7,12 +7,15 @@ import torch
 
 from hwsim.data.pattern import PatternData, load_pattern
 from hwsim.network.pattern import LAYERS, PatternNet, train_pattern
+from hwsim.network.pattern_rule import PatternRule
 from hwsim.recipe.account import IDEAL_BITS, array
 from hwsim.recipe.checkpoint import load_tensors, save_tensors
 from hwsim.recipe.integer_settings import Pattern
 from hwsim.recipe.progress import Progress
 from hwsim.recipe.randomness import generator
 from hwsim.recipe.settings import Account
+from hwsim.report.learned import Learned
+from hwsim.report.organization import code_bits
 from hwsim.report.trace import Counts
 
 NUMBERS = ("input_density", "weight_density", "error_density", "gradient_density", "update_share")
@@ -103,7 +106,7 @@ def _row(row: dict) -> dict:
 def count(stage: Pattern, trainer: Trainer, weights: Path, data: PatternData, account: Account) -> Counts:
     """What the trained network does on its pattern."""
     net = network(stage, trainer)
-    tensors, _ = load_tensors(weights)
+    tensors, about = load_tensors(weights)
     net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})
     x = data.input_TI.to(trainer.device, torch.uint8).contiguous()
     _, trace = net(x, account=account.window_rows)
@@ -111,5 +114,36 @@ def count(stage: Pattern, trainer: Trainer, weights: Path, data: PatternData, ac
     counts.add(trace, 1)
     bits = stage.widths("wb")["wb"] or IDEAL_BITS
     for layer, weight in zip(LAYERS, net.used(), strict=True):
-        counts.layers[layer].held = [array("synapse", weight.T, bits, cells=False)]
+        here = counts.layers[layer]
+        here.held = [array("synapse", weight.T, bits, cells=False)]
+        here.normalized, here.widths = False, _widths(net.rule, here.outputs)
+        here.learned = learned(about["rows"], layer, here.weights, here.outputs, stage.steps)
     return counts
+
+
+def learned(rows: list[dict], layer: str, weights: int, neurons: int, steps: int) -> Learned:
+    """What training did to a layer, from its rows: shares of the weights, or of an error a neuron and step."""
+
+    def total(name: str, of: int) -> int:
+        return sum(round(row[f"{layer}_{name}"] * of) for row in rows)
+
+    changes, drawn = total("update_share", weights), total("gradient_density", weights)
+    errors, epochs = total("error_density", neurons * steps), len(rows)
+    return Learned(epochs, epochs * steps, epochs, weights, changes, drawn, errors)
+
+
+def _widths(rule: PatternRule, outputs: int) -> dict[str, int]:
+    """Bits by variable of a layer, 32 for a number in floating point.
+
+    A membrane is two states; the tape holds a code, three masks of clipping and the spike; two errors go back through
+    time, with two bits for growth. Source: access table of the ISCAS 2020 rule.
+    """
+    out = {"momentum": 0 if rule.update == "sgd" else 64, "membrane": 64, "error_state": 64}
+    if rule.ab is not None:
+        out |= {"membrane": 2 * rule.ab, "accumulator": rule.ab, "tape": rule.ab + 4}
+    if rule.eb is not None:
+        out |= {"error": rule.eb, "error_state": 2 * (rule.eb + 2), "gradient": rule.eb + code_bits(rule.steps)}
+        out |= {"input_error": rule.eb + (rule.wb or IDEAL_BITS) + code_bits(outputs)}
+    else:
+        out |= dict.fromkeys(("error", "gradient", "input_error"), IDEAL_BITS)
+    return out | {"master": IDEAL_BITS if rule.gb is None else rule.master_bits}

@@ -14,7 +14,9 @@ from hwsim.recipe.settings import Account
 from hwsim.recipe.tracefile import save_trace
 
 TRAINERS = {"pattern": pattern, "decolle": decolle}
-"""The module of each kind of stage: `checked`, `described`, `train`; of pattern also `count`."""
+"""The module of each kind of stage: `checked`, `described`, `train`, `count`."""
+COUNTS = 2
+"""Version of what is counted; counts of another are made anew. 2: with what training left, and formats of states."""
 
 
 class IntegerRun(Run):
@@ -35,7 +37,7 @@ class IntegerRun(Run):
         for name, stage in self.recipe.stages.items():
             if isinstance(stage, Account):
                 asked = {"samples": stage.samples, "window_rows": stage.window_rows, "of": keys[stage.of]}
-                keys[name] = content_hash({"do": "account", **asked})
+                keys[name] = content_hash({"do": "account", "counts": COUNTS, **asked})
                 continue
             where = {"card": True, "target": True, "events": {"dir"}}  # what lies there is in the checksum
             settings = {**stage.model_dump(exclude=where), **stage.widths(*stage.WIDTHS)}

@@ -16,10 +16,10 @@ class Definitions(Settings):
     formula takes (zeros and padding counted)."""
     pooled: Literal["mac", "ac"] = "mac"
     """How an input that is no spike but an average of spikes is priced: as a multiplication, or as an addition."""
-    arithmetic: Literal["fp32", "fp16", "int32", "int8"] = "fp32"
-    """Number format of additions and multiplications."""
-    state_bits: Annotated[int, Field(ge=1, le=64)] = 32
-    """Bits of a membrane potential in memory."""
+    arithmetic: Literal["fp32", "fp16", "int32", "int8", "int"] = "fp32"
+    """Number format of additions and multiplications; int: whole numbers, each as wide as the network's own."""
+    state_bits: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Bits of a membrane potential, and of every other state, in memory; null is the network's own, 32 without."""
     linear_organization: Literal["row", "column", "crossbar", "pb-bmp", "pb-csr"] = "row"
     """How a linear layer's weights lie in memory."""
     conv_organization: Literal["functional", "pb-bmp", "pb-csr"] = "functional"
@@ -45,6 +45,7 @@ class Action(NamedTuple):
 
     elements: the prices that one action adds up, in the words of a card; often one, and `action` itself.
     bits: what one action moves, resolves or is done on; kib: capacity of the memory that it goes to (laws need them).
+    widths: bits that each element is as wide as, where they differ; a multiplication: its operands', multiplied.
     """
 
     layer: str
@@ -60,3 +61,9 @@ class Action(NamedTuple):
     timesteps: int | str = ""
     input_density: float | str = ""
     weight_density: float | str = ""
+    widths: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """Each element with its bits."""
+        return list(zip(self.elements, self.widths or (self.bits,) * len(self.elements), strict=True))

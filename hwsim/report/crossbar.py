@@ -82,8 +82,8 @@ def ann_actions(name: str, layer: LayerCounts, held: Held, crossbar: Crossbar) -
 
 
 def bits_in(layer: LayerCounts, crossbar: Crossbar) -> int:
-    """Bits of an input of the layer, b."""
-    return layer.parts.bit_length() or crossbar.input_bits
+    """Bits of an input of the layer, b: of a code its own."""
+    return layer.widths.get("input") or layer.parts.bit_length() or crossbar.input_bits
 
 
 def windows_read(

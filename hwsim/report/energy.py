@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from hwsim.config import CardError
 from hwsim.device.pricelist import Prices
-from hwsim.report import crossbar, memory, organization, work
+from hwsim.report import crossbar, local, memory, organization, work
 from hwsim.report.action import Action, Definitions
 from hwsim.report.trace import Counts, Held, LayerCounts
 
@@ -31,9 +31,9 @@ def energy_rows(counts: Counts, prices: Prices, definitions: Definitions, run_id
     absent: dict[str, list[str]] = {}
     unfit: dict[str, list[str]] = {}
     for a in found:
-        for element in a.elements:
+        for element, bits in a.parts:
             try:
-                if prices.of(element, a.bits, a.kib) is None:
+                if prices.of(element, bits, a.kib) is None:
                     absent.setdefault(element, []).append(a.layer)
             except CardError as e:
                 unfit.setdefault(str(e), []).append(a.layer)
@@ -71,8 +71,10 @@ def unpriced(prices: Prices, definitions: Definitions) -> list[str]:
 def actions(counts: Counts, prices: Prices, definitions: Definitions) -> Iterator[Action]:
     """Everything that the cards cover: the network's own work, learning if the rule says so, the ordinary network.
 
-    Raises `CardError` if the rule is one of learning and the cards price inference only.
+    Raises `CardError` if the rule is one of learning and the cards price inference only, `ConfigError` for a rule by
+    which the network cannot learn.
     """
+    local.check_rule(counts, definitions)
     covers, images = prices.covers, counts.images
     learns = definitions.rule != "inference"
     if learns and not covers & {"synapse", "memory", "organization"}:
@@ -101,6 +103,8 @@ def actions(counts: Counts, prices: Prices, definitions: Definitions) -> Iterato
                 yield from memory.learning_actions(name, layer, definitions, images, **learning)
     for name in counts.one_member:
         layer = counts.layers[name]
+        if layer.readout and name != counts.one_member[-1]:
+            continue  # an ordinary network has one readout
         on_crossbar = _on_crossbar(layer.held[0], prices, definitions)
         if on_crossbar:
             yield from crossbar.ann_actions(name, layer, layer.held[0], prices.crossbar)
@@ -170,7 +174,7 @@ def static_rows(counts: Counts, prices: Prices, definitions: Definitions) -> lis
 
 
 def _row(a: Action, prices: Prices) -> dict:
-    costs = [prices.of(element, a.bits, a.kib) for element in a.elements]
+    costs = [prices.of(element, bits, a.kib) for element, bits in a.parts]
     unit = sum(c.pJ for c in costs)
     said = {k: " + ".join(dict.fromkeys(getattr(c, k) for c in costs)) for k in ("card", "source", "evidence")}
     about = {k: getattr(a, k) for k in COLUMNS if k in Action._fields and k != "count"}

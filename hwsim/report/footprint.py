@@ -1,7 +1,8 @@
 """Memory that a network needs: bits of every variable of a layer, by organization and rule, and a published formula.
 
 Widths: weights have the bits of their array; membranes, accumulators, traces and the tape `state_bits`; errors,
-gradients, master weights and analog inputs the bits of `arithmetic`; inputs the bits that tell their values apart.
+gradients, master weights and analog inputs the bits of `arithmetic`; inputs the bits that tell their values apart. A
+network with formats of its own says these widths (`LayerCounts.widths`), and `state_bits` replaces those of its states.
 
 Variables of an array, b bits a weight, s stored weights (all, or those that are not zero where zeros are not stored):
 
@@ -17,7 +18,7 @@ Variables of a layer of n inputs, N neurons, O outputs channels, T steps, K clas
 |---|---|---|
 | spikes | n x bits of an input; all steps at once with bptt | always |
 | membrane | N state_bits (with local: the refractory state) | always |
-| norm | T 2 O state_bits: scale and offset of BNTT, a step and channel | not local |
+| norm | T 2 O state_bits: scale and offset of BNTT, a step and channel | with BNTT, not local |
 | tape | T N state_bits: the current of every neuron and step | bptt |
 | error | T N arithmetic bits (N of one step with local; one of the outputs without neurons) | learning |
 | error_state | N arithmetic bits: the error that goes back through time | bptt |
@@ -26,23 +27,39 @@ Variables of a layer of n inputs, N neurons, O outputs channels, T steps, K clas
 | potential | N state_bits: U, kept until the errors of the step are there | local |
 | feedback | 2 K N arithmetic bits: fixed readout and its way back | local |
 
+Layers that learn locally by themselves (DECOLLE) have the variables of `local.py` instead of these.
+
 T steps, K classes.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
+from hwsim.report import local
 from hwsim.report.action import Definitions
 from hwsim.report.organization import array_capacity, is_sparse, organization_of, shape
 from hwsim.report.trace import Counts, Held, LayerCounts
 
 FOOTPRINT_COLUMNS = ("layer", "array", "variable", "organization", "weight_bits", "weight_density", "bits", "kib")
-_ARITHMETIC_BITS = {"fp32": 32, "fp16": 16, "int32": 32, "int8": 8}
+_ARITHMETIC_BITS = {"fp32": 32, "fp16": 16, "int32": 32, "int8": 8, "int": 32}
 
 
 def arithmetic_bits(definitions: Definitions) -> int:
-    """Bits of a number in the chosen arithmetic."""
+    """Bits of a number in the chosen arithmetic; with int, of one of which the network does not say any."""
     return _ARITHMETIC_BITS[definitions.arithmetic]
+
+
+STATE_BITS = 32
+"""Bits of a state where neither the network nor the definitions say any."""
+STATES = ("membrane", "accumulator", "readout", "norm", "tape", "trace", "decay", "potential")
+
+
+def width(layer: LayerCounts, variable: str, definitions: Definitions) -> int:
+    """Bits of one number of a variable (module docstring)."""
+    if variable in STATES and definitions.state_bits is not None:
+        return definitions.state_bits
+    return layer.widths.get(variable, STATE_BITS if variable in STATES else arithmetic_bits(definitions))
 
 
 def value_bits(layer: LayerCounts, definitions: Definitions) -> int:
@@ -50,6 +67,8 @@ def value_bits(layer: LayerCounts, definitions: Definitions) -> int:
 
     A sign is one bit more; an analog input is a number of the chosen arithmetic.
     """
+    if layer.traced is not None:
+        return local.widths(layer, definitions)["spike"]
     return layer.parts.bit_length() + layer.signed if layer.parts else arithmetic_bits(definitions)
 
 
@@ -59,7 +78,7 @@ def keeps_sums(layer: LayerCounts, definitions: Definitions) -> bool:
     A column is read for one output after the other, so its sum stays in a register until the neuron takes it. The local
     rule sums each output in a register as well.
     """
-    if definitions.rule == "local":
+    if definitions.rule == "local" or local.is_local(layer):
         return False
     is_column = organization_of(layer, definitions) == "column"
     return not is_column or not layer.neurons or layer.steps < len(layer.spikes_T)
@@ -70,10 +89,11 @@ def array_bits(layer: LayerCounts, held: Held, definitions: Definitions) -> dict
     weights, index = array_capacity(layer, held, definitions)
     out = {"weights": weights, "index": index}
     if keeps_sums(layer, definitions):
-        out["accumulator" if layer.neurons else "readout"] = layer.outputs * definitions.state_bits
-    if definitions.rule != "inference" and held is layer.held[-1]:
+        sums = "accumulator" if layer.neurons else "readout"
+        out[sums] = layer.outputs * width(layer, sums, definitions)
+    if definitions.rule != "inference" and held is layer.held[-1] and not local.is_local(layer):
         stored = stored_weights(layer, held, definitions)
-        out |= dict.fromkeys(("gradient", "master", "momentum"), stored * arithmetic_bits(definitions))
+        out |= {k: stored * width(layer, k, definitions) for k in ("gradient", "master", "momentum")}
     return {k: v for k, v in out.items() if v}
 
 
@@ -86,18 +106,24 @@ def layer_bits(
     layer: LayerCounts, definitions: Definitions, *, is_first: bool = False, classes: int = 0
 ) -> dict[str, int]:
     """Variable → bits of what a layer has once, whatever holds its weights (the second table above)."""
+    if local.is_local(layer):
+        return {k: v for k, v in local.bits(layer, definitions).items() if v}
     steps, n, neurons = len(layer.spikes_T), layer.inputs, layer.neurons
-    state, number = definitions.state_bits, arithmetic_bits(definitions)
-    out = {"spikes": n * value_bits(layer, definitions), "membrane": neurons * state}
+
+    def of(variable: str) -> int:
+        return width(layer, variable, definitions)
+
+    out = {"spikes": n * value_bits(layer, definitions), "membrane": neurons * of("membrane")}
     if definitions.rule == "local":
-        out |= {"trace": 2 * n * state, "decay": 2 * n * state, "potential": neurons * state}
-        out |= {"error": layer.outputs * number, "feedback": 2 * classes * neurons * number}
-    else:
-        out["norm"] = steps * 2 * layer.weight_shape[0] * state if neurons else 0
+        out |= {"trace": 2 * n * of("trace"), "decay": 2 * n * of("decay"), "potential": neurons * of("potential")}
+        out |= {"error": layer.outputs * of("error"), "feedback": 2 * classes * neurons * of("feedback")}
+    elif layer.normalized and neurons:
+        out["norm"] = steps * 2 * layer.weight_shape[0] * of("norm")
     if definitions.rule == "bptt":
         out["spikes"] *= layer.steps
-        out |= {"tape": steps * neurons * state, "error": (steps if neurons else 1) * layer.outputs * number}
-        out |= {"error_state": neurons * number, "input_error": 0 if is_first else layer.steps * n * number}
+        out |= {"tape": steps * neurons * of("tape"), "error": (steps if neurons else 1) * layer.outputs * of("error")}
+        out |= {"error_state": neurons * of("error_state")}
+        out |= {"input_error": 0 if is_first else layer.steps * n * of("input_error")}
     return {k: v for k, v in out.items() if v}
 
 
@@ -115,7 +141,11 @@ def kib(
 
 
 def footprint_rows(counts: Counts, definitions: Definitions) -> list[dict]:
-    """Bits of every variable of a run's network, and a TOTAL row of each variable and of all."""
+    """Bits of every variable of a run's network, and a TOTAL row of each variable and of all.
+
+    Raises `ConfigError` for a rule by which the network cannot learn.
+    """
+    local.check_rule(counts, definitions)
     classes = list(counts.layers.values())[-1].outputs
     rows = []
     for name, layer in counts.layers.items():
@@ -129,6 +159,20 @@ def footprint_rows(counts: Counts, definitions: Definitions) -> list[dict]:
         part = [r["bits"] for r in rows if r["layer"] != "TOTAL" and variable in (r["variable"], "all")]
         rows.append({"layer": "TOTAL", "variable": variable, "bits": sum(part)})
     return [{c: (r | {"kib": r["bits"] / 8192}).get(c, "") for c in FOOTPRINT_COLUMNS} for r in rows]
+
+
+PAIRS = ("membrane", "error_state")
+"""Variables of two numbers where a network says their width; 32 bits each otherwise."""
+
+
+def in_32_bits(counts: Counts) -> Counts:
+    """The same network with weights and every number of 32 bits, spikes as they are: what a saving is measured by."""
+    out = replace(counts, layers={})
+    for name, layer in counts.layers.items():
+        kept = {k: v for k, v in layer.widths.items() if k in ("spike", "momentum")}
+        wide = {k: 64 if k in PAIRS else 32 for k in layer.widths} | kept
+        out.layers[name] = replace(layer, widths=wide, held=[replace(h, bits=32) for h in layer.held])
+    return out
 
 
 class DecolleLayer(NamedTuple):
@@ -179,3 +223,20 @@ def decolle_bits(layers: Iterable[DecolleLayer], widths: dict[str, int], classes
         + 2 * classes * x.features * b["S"] + classes * b["A"] + (classes + x.features + x.output_errors) * b["E"]
         for x in layers
     )  # fmt: skip
+
+
+def law_layers(counts: Counts) -> list[DecolleLayer]:
+    """Sizes of a counted DECOLLE network, as `DECOLLE_CORRECTED` has those of the published one."""
+    traced = [(x, x.traced) for x in counts.layers.values() if x.traced]
+    return [DecolleLayer(x.weights + t.biases, x.inputs, x.neurons, t.features, x.neurons) for x, t in traced]
+
+
+def law_widths(counts: Counts) -> dict[str, int]:
+    """Bits of a counted DECOLLE network by the letters of `decolle_bits`; 32 where there is no width."""
+    layers = list(counts.layers.values())
+    layer, readout = (next(x for x in layers if getattr(x, kind)) for kind in ("traced", "readout"))
+    names = {
+        "P": "membrane_trace", "Q": "synaptic_trace", "R": "refractory", "U": "potential", "G": "master", "E": "error",
+    }  # fmt: skip
+    held = {"W": layer.held[0].bits, "S": readout.held[0].bits, "A": readout.widths.get("score", 32)}
+    return held | {letter: layer.widths.get(name, 32) for letter, name in names.items()}

@@ -1,4 +1,4 @@
-"""Figures of integer networks: loss over epochs, rasters beside their target, accuracy over epochs."""
+"""Figures of integer networks: loss over epochs, rasters beside their target, accuracy over epochs, memory."""
 
 from collections.abc import Sequence
 
@@ -59,5 +59,27 @@ def learning_figure(rows: Sequence[dict], title: str) -> bytes:
     axes.set_ylabel("accuracy of the last layer (%)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return png(figure)
+
+
+def footprint_figure(networks: dict[str, Sequence[dict]], title: str) -> bytes:
+    """Memory of networks side by side, by variable. networks: name → rows of footprint.csv. Returns a PNG."""
+    totals = {
+        name: {r["variable"]: r["kib"] for r in rows if r["layer"] == "TOTAL" and r["variable"] != "all"}
+        for name, rows in networks.items()
+    }
+    variables = sorted(next(iter(totals.values())), key=lambda v: -max(of[v] for of in totals.values()))
+    figure = canvas(6.4, 4.2)
+    axes = figure.subplots()
+    high = 0.8 / len(totals)
+    for i, (name, of) in enumerate(totals.items()):
+        places = [n + i * high for n in range(len(variables))]
+        axes.barh(places, [of[v] for v in variables], high, label=f"{name}: {sum(of.values()):.0f} KiB")
+    axes.set_yticks([n + 0.4 - high / 2 for n in range(len(variables))], [v.replace("_", " ") for v in variables])
+    axes.invert_yaxis()
+    axes.set_xlabel("memory (KiB)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=8)
     return png(figure)

@@ -24,7 +24,8 @@ arrive: averages are formed on the way to the next layer. membrane read and writ
 (BNTT's scale and offset of a step). bptt: tape_write, T of N. local: trace read and write and decay_read, T of 2 n;
 potential_write, T of N.
 
-Learning (`learning_actions`) counts one update an image, errors that are never zero, and no burn-in:
+Layers that learn locally by themselves (DECOLLE) have the accesses of `local.py` instead of all of these but the
+inputs'. Learning (`learning_actions`) counts one update an image, errors that are never zero, and no burn-in:
 
 | phase, rule bptt | bursts |
 |---|---|
@@ -33,7 +34,8 @@ Learning (`learning_actions`) counts one update an image, errors that are never 
 | | pb-bmp: one bit and one stored weight at a time, all pointers a place; pb-csr: transposed index from end to end |
 | | input_error read and write of each sum; then read S, cleared S of n |
 | gradient | inputs read again; error_read T of N; gradient read and write V of z(row) (O if zeros are stored) |
-| update | gradient read and cleared, master and momentum read and written, weight_write: one of all |
+| update | gradient read and cleared, master and momentum read and written, weight_write: one of all; |
+| | where training was counted, master and weights are written one by one, those that changed |
 
 | phase, rule local | bursts |
 |---|---|
@@ -51,9 +53,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from hwsim.report import footprint
+from hwsim.report import footprint, local
 from hwsim.report.action import Action, Definitions
-from hwsim.report.footprint import arithmetic_bits, kib, value_bits
+from hwsim.report.footprint import arithmetic_bits, kib, value_bits, width
+from hwsim.report.local import Move
 from hwsim.report.organization import (
     bursts,
     code_bits,
@@ -70,9 +73,6 @@ __all__ = [
     "ann_actions", "break_even", "code", "event_bits", "kib", "learning_actions", "state_actions", "weight_actions",
 ]  # fmt: skip
 
-Move = tuple[str, str, float, int]
-"""(variable, ways: read, write or both, bursts an image, bits a burst)."""
-
 
 def event_bits(layer: LayerCounts, definitions: Definitions) -> int:
     """Bits of one address event: ceil(log2 n), at least 1, and for an input that is no plain spike its value.
@@ -80,6 +80,8 @@ def event_bits(layer: LayerCounts, definitions: Definitions) -> int:
     Of an average of p spikes ceil(log2 p) more (it is not zero), of a signed input 1, of an analog one its number.
     """
     value = code_bits(layer.parts) + layer.signed if layer.parts else arithmetic_bits(definitions)
+    if layer.traced is not None:
+        value = value_bits(layer, definitions) - 1
     return max(1, code_bits(layer.inputs)) + value
 
 
@@ -94,7 +96,8 @@ def code(layer: LayerCounts, definitions: Definitions, images: int) -> tuple[str
     bitmap: every input has its place, one burst a step. events: one burst an input that is not zero. shorter: of these
     the one with fewer bits over the whole trace. Both use a buffer of the bitmap's size.
     """
-    events = int(layer.unit.sum() + layer.fractional.sum()) / images
+    arrived = layer.traced.arrived if layer.traced else int(layer.unit.sum() + layer.fractional.sum())
+    events = arrived / images
     each, whole = event_bits(layer, definitions), layer.inputs * value_bits(layer, definitions)
     chosen = definitions.spike_code
     if chosen == "shorter":
@@ -108,11 +111,13 @@ def weight_actions(
     """Reads of one digital array and of its index, and accesses of its sums (the first table above)."""
     sizes, organization = footprint.array_bits(layer, held, definitions), organization_of(layer, definitions)
     rows, columns, stored = shape(layer, held)
-    steps, word = len(layer.spikes_T), layer.outputs * definitions.state_bits
     sums = "accumulator" if layer.neurons else "readout"
+    number = width(layer, sums, definitions)
+    steps, word = len(layer.spikes_T), layer.outputs * number
     moves: list[Move] = []
-    if definitions.rule == "local":
-        moves += [(k, "read", steps, sizes.get(k, 0)) for k in ("weights", "index")]
+    if definitions.rule == "local" or local.is_local(layer):
+        times = layer.readout.votes if layer.readout else steps
+        moves += [(k, "read", times, sizes.get(k, 0)) for k in ("weights", "index")]
     elif organization == "column":
         moves.append(("weights", "read", layer.steps * columns, rows * held.bits))
         if not layer.neurons:
@@ -125,8 +130,8 @@ def weight_actions(
             moves.append(("weights", "read", n / images, z * held.bits))
             if organization == "pb-csr":
                 moves.append(("index", "read", n / images, z * code_bits(columns)))
-            width, times = (1, n * z) if is_sparse(organization) else (z, n)
-            moves.append((sums, "both", times / images, width * definitions.state_bits))
+            wide, times = (1, n * z) if is_sparse(organization) else (z, n)
+            moves.append((sums, "both", times / images, wide * number))
         if is_sparse(organization):
             total, pointer = int(met.sum()) / images, code_bits(stored + 1)
             moves += [("index", "read", total, columns)] if organization == "pb-bmp" else []
@@ -138,18 +143,22 @@ def weight_actions(
 
 def state_actions(name: str, layer: LayerCounts, definitions: Definitions, images: int, phase: str) -> Iterator[Action]:
     """Inputs, membranes and what a rule of learning keeps in the forward pass: once a layer."""
-    d, steps, n = definitions, len(layer.spikes_T), layer.inputs * definitions.state_bits
-    neurons = layer.neurons * d.state_bits
+    d, steps, sizes = definitions, len(layer.spikes_T), footprint.layer_bits(layer, definitions)
     _, count, bits = code(layer, d, images)
-    moves: list[Move] = [("spikes", "both", count, bits), ("membrane", "both", steps, neurons)]
+    moves: list[Move] = [] if layer.readout else [("spikes", "both", count, bits)]
+    if local.is_local(layer):
+        yield from _actions(name, phase, sizes, moves + local.forward_moves(layer, d), layer, images)
+        return
+    neurons = {k: layer.neurons * width(layer, k, d) for k in ("membrane", "potential", "tape")}
+    moves.append(("membrane", "both", steps, neurons["membrane"]))
     if d.rule == "local":
-        moves += [("trace", "both", steps, 2 * n), ("decay", "read", steps, 2 * n)]
-        moves.append(("potential", "write", steps, neurons))
-    elif layer.neurons:
-        moves.append(("norm", "read", steps, 2 * layer.weight_shape[0] * d.state_bits))
+        moves += [("trace", "both", steps, sizes["trace"]), ("decay", "read", steps, sizes["decay"])]
+        moves.append(("potential", "write", steps, neurons["potential"]))
+    elif layer.neurons and layer.normalized:
+        moves.append(("norm", "read", steps, 2 * layer.weight_shape[0] * width(layer, "norm", d)))
     if d.rule == "bptt":
-        moves.append(("tape", "write", steps, neurons))
-    yield from _actions(name, phase, footprint.layer_bits(layer, d), moves, layer, images)
+        moves.append(("tape", "write", steps, neurons["tape"]))
+    yield from _actions(name, phase, sizes, moves, layer, images)
 
 
 def learning_actions(
@@ -159,32 +168,38 @@ def learning_actions(
 
     All arrays of a layer hand errors down; the last one learns (of a hybrid layer the SRAM part).
     """
-    d, number, learned = definitions, arithmetic_bits(definitions), layer.held[-1]
+    d, learned = definitions, layer.held[-1]
     steps = len(layer.spikes_T)
     sizes = footprint.layer_bits(layer, d, is_first=is_first, classes=classes)
     arrays = {h.component: footprint.array_bits(layer, h, d) for h in layer.held}
     own = sizes | arrays[learned.component]
-    neurons, errors = layer.neurons * d.state_bits, (steps if layer.neurons else 1, layer.outputs * number)
-    every = footprint.stored_weights(layer, learned, d) * number
+    if local.is_local(layer):
+        for phase, moves in local.learning_moves(layer, d).items():
+            yield from _actions(name, phase, own, moves, layer, images, None if phase == "error" else learned)
+        return
+    number = {k: width(layer, k, d) for k in ("error", "error_state", "input_error", "gradient", "master", "momentum")}
+    errors = (steps if layer.neurons else 1, layer.outputs * number["error"])
+    stored = footprint.stored_weights(layer, learned, d)
     if d.rule == "local":
         back: list[Move] = [
-            ("feedback", "read", 2 * steps, classes * layer.neurons * number), ("potential", "read", steps, neurons),
-            ("error", "write", steps, errors[1]),
+            ("feedback", "read", 2 * steps, sizes.get("feedback", 0) // 2),
+            ("potential", "read", steps, sizes.get("potential", 0)), ("error", "write", steps, errors[1]),
         ]  # fmt: skip
         along: list[Move] = [
-            ("trace", "read", steps, layer.inputs * d.state_bits), ("error", "read", steps, errors[1]),
-            ("gradient", "write", steps, every),
+            ("trace", "read", steps, sizes["trace"] // 2), ("error", "read", steps, errors[1]),
+            ("gradient", "write", steps, stored * number["gradient"]),
         ]  # fmt: skip
     else:
-        back = [("tape", "read", steps, neurons), ("error_state", "both", steps, layer.neurons * number)]
+        tape, carried = layer.neurons * width(layer, "tape", d), layer.neurons * number["error_state"]
+        back = [("tape", "read", steps, tape), ("error_state", "both", steps, carried)]
         back.append(("error", "write", *errors))
         _, count, bits = code(layer, d, images)
         along = [("spikes", "read", count, bits), ("error", "read", *errors)]
         met = visits(layer, layer.unit + layer.fractional)
         for z, n in bursts(met, layer, learned, organization_of(layer, d)).items():
-            along.append(("gradient", "both", n / images, z * number))
+            along.append(("gradient", "both", n / images, z * number["gradient"]))
         if not is_first:
-            whole = layer.inputs * number
+            whole = layer.inputs * number["input_error"]
             back += [("error", "read", *errors), ("input_error", "read", layer.steps, whole)]
             back.append(("input_error", "write", layer.steps if layer.neurons else 1, whole))
             for held in layer.held:
@@ -192,10 +207,16 @@ def learning_actions(
                 yield from _actions(name, "error", sizes | arrays[held.component], moves, layer, images, held)
     yield from _actions(name, "error", own, back, layer, images)
     yield from _actions(name, "gradient", own, along, layer, images, learned)
-    times = steps if d.rule == "local" else 1
-    update: list[Move] = [("gradient", "read" if d.rule == "local" else "both", times, every)]
-    update += [("master", "both", times, every), ("momentum", "both", times, every)]
-    update.append(("weights", "write", times, own.get("weights", 0)))
+    times, ways = (steps, "read") if d.rule == "local" else (1, "both")
+    update: list[Move] = [("gradient", ways, times, stored * number["gradient"])]
+    update.append(("momentum", "both", times, stored * number["momentum"]))
+    if d.rule == "bptt" and layer.learned:
+        changes = layer.learned.changes / layer.learned.recordings
+        update.append(("master", "read", times, stored * number["master"]))
+        update += [("master", "write", changes, number["master"]), ("weights", "write", changes, learned.bits)]
+    else:
+        update.append(("master", "both", times, stored * number["master"]))
+        update.append(("weights", "write", times, own.get("weights", 0)))
     yield from _actions(name, "update", own, update, layer, images, learned)
 
 
@@ -205,7 +226,7 @@ def _handed_down(layer: LayerCounts, held: Held, definitions: Definitions) -> li
     Errors are taken one after the other; where connectivity is computed (functional) all errors of a place together,
     with a register for the sum over outputs.
     """
-    organization, number = organization_of(layer, definitions), arithmetic_bits(definitions)
+    organization, number = organization_of(layer, definitions), width(layer, "input_error", definitions)
     rows, columns, stored = shape(layer, held)
     passes = layer.steps if layer.neurons else 1
     met = everywhere(layer)
@@ -246,8 +267,9 @@ def ann_actions(name: str, layer: LayerCounts, definitions: Definitions, *, in_m
     bits = arithmetic_bits(definitions)
     held = Held("synapse", bits, False, all_CKK, np.empty(0), np.empty(0), layer.weight_shape[0], 0)
     active = replace(
-        layer, parts=0, unit=0 * ones, fractional=ones, unit_T=0 * one, fractional_T=one, spikes_T=0 * one, held=[held]
-    )
+        layer, parts=0, unit=0 * ones, fractional=ones, unit_T=0 * one, fractional_T=one, spikes_T=0 * one, held=[held],
+        traced=None, readout=None,
+    )  # fmt: skip
     if in_memory:
         yield from weight_actions(name, active, held, machine, 1, "ann_inference")
     sizes = {"activation": layer.inputs * bits}

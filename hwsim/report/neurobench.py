@@ -4,7 +4,7 @@ With images M, steps T, spiking neurons N and their spikes S of a layer, weights
 output channels, e inputs that are not zero (over all images and steps):
 
     footprint            sum of w b / 8 + 3 T C 4 bytes   weights as held; factor, mean and variance of BNTT, float32
-    parameter_count      sum of w + T C                   weights and BNTT's factors
+    parameter_count      sum of w + T C                   weights (and biases), and the factors of BNTT if there is one
     connection_sparsity  sum z / sum w
     activation_sparsity  1 - sum S / sum M T N            every image counts (their issue 258: the first one of a batch)
     Effective_ACs        effective operations of e / M    of layers whose inputs are all -1, 0 or 1; else 0
@@ -72,8 +72,9 @@ def metrics(layers: Iterable[LayerCounts], steps: int, images: int) -> dict[str,
     spiking = [layer for layer in layers if layer.neurons]
     held = [(layer, h) for layer in layers for h in layer.held]
     weights = [h.nonzero_CKK.size * h.outputs for _, h in held]
+    biases = [(layer.traced.biases, layer.held[0].bits) for layer in layers if layer.traced]
     nonzero = sum(int(h.nonzero_CKK.sum()) for _, h in held)
-    channels = sum(layer.weight_shape[0] for layer in spiking)
+    channels = sum(layer.weight_shape[0] for layer in spiking if layer.normalized)
     activations = images * steps * sum(layer.neurons for layer in spiking)
     spikes = sum(int(layer.spikes_T.sum()) for layer in spiking)
     effective = {True: 0, False: 0}
@@ -81,8 +82,9 @@ def metrics(layers: Iterable[LayerCounts], steps: int, images: int) -> dict[str,
         effective[is_mac(layer)] += layer.operations(layer.unit + layer.fractional, "effective", h)
     out = {
         "footprint": sum(w * h.bits for w, (_, h) in zip(weights, held, strict=True)) / 8
+        + sum(number * bits for number, bits in biases) / 8
         + 3 * FLOAT_BYTES * steps * channels,
-        "parameter_count": sum(weights) + steps * channels,
+        "parameter_count": sum(weights) + sum(number for number, _ in biases) + steps * channels,
         "connection_sparsity": 1 - nonzero / sum(weights),
         "activation_sparsity": 1 - spikes / activations if activations else None,
         "Effective_MACs": effective[True] / images,

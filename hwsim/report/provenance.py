@@ -11,8 +11,9 @@ COLUMNS = (
     "note",
 )  # fmt: skip
 LAWS = {
-    "pJ": "one number", "pJ_per_bit": "per bit", "pJ_by_bits": "by bits", "by_capacity": "by capacity",
-    "adc_survey": "by resolution", "mW": "one number", "nW_per_bit": "per bit", "mW_by_kib": "by capacity",
+    "pJ": "one number", "pJ_per_bit": "per bit", "pJ_by_bits": "by bits", "pJ_by_width": "by width",
+    "by_capacity": "by capacity", "adc_survey": "by resolution", "mW": "one number", "nW_per_bit": "per bit",
+    "mW_by_kib": "by capacity",
 }  # fmt: skip
 """Form of a price on a card → what it depends on."""
 
@@ -39,8 +40,8 @@ def price_rows(counts: Counts, prices: Prices, definitions: Definitions) -> list
         row["used_for"][what] = None
 
     for a in actions(counts, prices, definitions):
-        for element in a.elements:
-            cost = prices.of(element, a.bits, a.kib)
+        for element, bits in a.parts:
+            cost = prices.of(element, bits, a.kib)
             said = of_card[cost.card].prices[element]
             use(cost.card, element, cost.pJ, "pJ", f"{a.component} {a.action}", said, cost.source)
     for r in static_rows(counts, prices, definitions):

@@ -9,6 +9,8 @@ from math import prod
 
 import numpy as np
 
+from hwsim.report.learned import KINDS, Learned, Readout, Traced, as_plain, of_plain
+
 
 @dataclass
 class Held:
@@ -45,6 +47,11 @@ class LayerCounts:
     over places. neurons: spiking neurons an image (0 for a layer without). spikes_T: their spikes at each step.
     spikes_N: spikes of each neuron, over all steps. windows: rows of a crossbar → [row tiles], windows (an output
     place and step) in which at least one input of the tile was not zero.
+
+    widths: bits of what the network stores in formats of its own, by name of the variable (`footprint.py`, `local.py`).
+    normalized: whether BNTT stands between synapses and neurons. update: multiplications and additions of a neuron's
+    update, a step, without a spike. learned: what training left. traced, readout: what a
+    layer that learns locally has, and its readout.
     """
 
     weight_shape: tuple[int, ...]
@@ -62,6 +69,12 @@ class LayerCounts:
     spikes_N: np.ndarray
     windows: dict[int, np.ndarray] = field(default_factory=dict)
     held: list[Held] = field(default_factory=list)
+    widths: dict[str, int] = field(default_factory=dict)
+    normalized: bool = True
+    update: tuple[int, int] = (2, 3)
+    learned: Learned | None = None
+    traced: Traced | None = None
+    readout: Readout | None = None
 
     @property
     def steps(self) -> int:
@@ -198,6 +211,8 @@ class Counts:
                 {k: getattr(h, k) for k in ("component", "bits", "cells", "outputs", "distinct")} for h in layer.held
             ]
             about["layers"][name]["windows"] = list(layer.windows)
+            about["layers"][name] |= {"widths": layer.widths, "normalized": layer.normalized, "update": layer.update}
+            about["layers"][name] |= {kind: as_plain(getattr(layer, kind)) for kind in KINDS}
             arrays |= {f"{name}/{f.name}": getattr(layer, f.name) for f in fields(layer) if f.name in _SUMS}
             arrays |= {f"{name}/windows{rows}": v for rows, v in layer.windows.items()}
             for i, h in enumerate(layer.held):
@@ -217,7 +232,11 @@ class Counts:
             ]
             windows = {rows: arrays[f"{name}/windows{rows}"] for rows in here["windows"]}
             sums = {k: arrays[f"{name}/{k}"] for k in _SUMS}
-            counts.layers[name] = LayerCounts(**once, **sums, windows=windows, held=held)
+            # Files older than these lack them; their networks had BNTT and no formats of their own.
+            since = {"widths": here.get("widths", {}), "normalized": here.get("normalized", True)}
+            since["update"] = tuple(here.get("update", LayerCounts.update))
+            since |= {kind: of_plain(kind, here.get(kind)) for kind in KINDS}
+            counts.layers[name] = LayerCounts(**once, **sums, windows=windows, held=held, **since)
             raster = np.unpackbits(arrays[f"{name}/raster"], axis=1, count=once["neurons"])
             counts.raster[name] = raster.astype(bool)
         return counts
