@@ -4,12 +4,14 @@ An image is cut into 4x4 output tiles, each with its 6x6 input patch d. With the
 
     output tile = A' [ (G g G') . (B' d B) ] A          . is the product of 36 pairs, summed over input channels
 
-so the work is 36 small matrix products, done by torch as one grouped 1x1 convolution, and the two transforms, done
-here. A chunk of images is transformed, multiplied and transformed back while it lies in the caches. The gradient of the
-input is the same operation with the filter turned by 180 degrees and its channels exchanged.
+so the work is 36 small matrix products (`matrix_ir.py`) and the transforms (`winograd_ir.py`). A chunk of images is
+transformed, multiplied and transformed back while it lies in the caches. The input's gradient is the same operation
+with the filter turned by 180 degrees and its channels exchanged; that of the weights, from tiles e of the gradient, is
+
+    G' [ sum over tiles (A e A') . (B' d B) ] G         . is now the product of 36 pairs, for every two channels
 
 Rounding: float32 throughout. Against float64 the largest error measured is 6e-5 of the output's rms, for the direct
-convolution 5e-6. Only shapes that it is faster for are taken (`fits`), and only in training; all else goes to torch.
+convolution 5e-6. Only shapes that it is faster for are taken (`fits`); all else goes to torch.
 Source: A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, arXiv 1509.09308.
 
 N images (time folded in), C input channels, K output channels, H W image, P tiles.
@@ -18,9 +20,11 @@ N images (time folded in), C input channels, K output channels, H W image, P til
 import numba
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from hwsim.network.matrix_ir import ROWS, multiply
 from hwsim.network.threads import PARALLEL, share_threads
+from hwsim.network.vector_ir import LANES, WIDE
+from hwsim.network.winograd_ir import PATCH, SPREAD, TILE, transform
 from hwsim.network.workspace import empty
 
 _G = torch.tensor(
@@ -32,92 +36,94 @@ _CHUNK_BYTES = 6 * 2**20
 """Size of a chunk's transformed patches: they and their products stay in the second- and third-level cache."""
 
 
-@numba.njit(inline="always")
-def _forward_six(r0, r1, r2, r3, r4, r5, out, n):
-    """B' times six rows of n numbers: out[i] for i = 0..5."""
-    two, four, five = np.float32(2), np.float32(4), np.float32(5)
-    o = out[0]
-    for p in range(n):
-        o[p] = four * r0[p] - five * r2[p] + r4[p]
-    o = out[1]
-    for p in range(n):
-        o[p] = (r3[p] + r4[p]) - four * (r1[p] + r2[p])
-    o = out[2]
-    for p in range(n):
-        o[p] = (r4[p] - r3[p]) + four * (r1[p] - r2[p])
-    o = out[3]
-    for p in range(n):
-        o[p] = (r4[p] - r2[p]) + two * (r3[p] - r1[p])
-    o = out[4]
-    for p in range(n):
-        o[p] = (r4[p] - r2[p]) - two * (r3[p] - r1[p])
-    o = out[5]
-    for p in range(n):
-        o[p] = four * r1[p] - five * r3[p] + r5[p]
-
-
-@numba.njit(inline="always")
-def _backward_four(m0, m1, m2, m3, m4, m5, out, n):
-    """A' times six rows of n numbers: out[o] for o = 0..3."""
-    two, four, eight = np.float32(2), np.float32(4), np.float32(8)
-    o = out[0]
-    for p in range(n):
-        o[p] = m0[p] + (m1[p] + m2[p]) + (m3[p] + m4[p])
-    o = out[1]
-    for p in range(n):
-        o[p] = (m1[p] - m2[p]) + two * (m3[p] - m4[p])
-    o = out[2]
-    for p in range(n):
-        o[p] = (m1[p] + m2[p]) + four * (m3[p] + m4[p])
-    o = out[3]
-    for p in range(n):
-        o[p] = (m1[p] - m2[p]) + eight * (m3[p] - m4[p]) + m5[p]
-
-
 @numba.njit(**PARALLEL)
-def _patches(x_NHL, C, V_P36C):
+def _patches(x_NHL, C, V_36PC):
     """V = B' d B of every tile; x is [N, H, W C], zero outside."""
     N, H, L = x_NHL.shape
-    W = L // C
-    down, across = H // 4, W // 4
+    P, down, across = V_36PC.shape[1], H // 4, L // C // 4
+    x, V = x_NHL.reshape(-1), V_36PC.reshape(-1)
+    line = L + 2 * C
     for job in numba.prange(N * down):
         n, ty = job // down, job % down
-        zero = np.zeros(L, np.float32)
-        R = np.zeros((6, L + 2 * C), np.float32)  # one column of zeros on either side
-        top = 4 * ty
-        r0 = x_NHL[n, top - 1] if top > 0 else zero
-        r5 = x_NHL[n, top + 4] if top + 4 < H else zero
-        r1, r2, r3, r4 = x_NHL[n, top], x_NHL[n, top + 1], x_NHL[n, top + 2], x_NHL[n, top + 3]
-        _forward_six(r0, r1, r2, r3, r4, r5, R[:, C : C + L], L)
+        R = np.zeros(6 * line, np.float32)  # one column of zeros on either side
+        top = 4 * ty - 1
+        if top >= 0 and top + 6 <= H:
+            transform(R, C, line, x, (n * H + top) * L, L, L, PATCH)
+        else:
+            d = np.zeros(6 * L, np.float32)
+            for r in range(max(0, -top), min(6, H - top)):
+                d[r * L : (r + 1) * L] = x_NHL[n, top + r]
+            transform(R, C, line, d, 0, L, L, PATCH)
         for tx in range(across):
-            V = V_P36C[job * across + tx]
+            at = (job * across + tx) * C
             for i in range(6):
-                q = R[i, 4 * tx * C : (4 * tx + 6) * C]
-                _forward_six(
-                    q[:C], q[C : 2 * C], q[2 * C : 3 * C], q[3 * C : 4 * C], q[4 * C : 5 * C], q[5 * C :],
-                    V[6 * i : 6 * i + 6], C,
-                )  # fmt: skip
+                transform(V, 6 * i * P * C + at, P * C, R, i * line + 4 * tx * C, C, C, PATCH)
 
 
 @numba.njit(**PARALLEL)
-def _tiles(M_P36K, out_NHL):
-    """Output = A' M A of every tile; out is [N, H, W K]."""
-    N, H, L = out_NHL.shape
-    K = M_P36K.shape[2]
-    W = L // K
-    down, across = H // 4, W // 4
+def _spread(e_NHL, K, Q_36PK):
+    """Q = A e A' of every tile of a gradient e, [N, H, W K]."""
+    N, H, L = e_NHL.shape
+    P, down, across = Q_36PK.shape[1], H // 4, L // K // 4
+    e, Q = e_NHL.reshape(-1), Q_36PK.reshape(-1)
     for job in numba.prange(N * down):
         n, ty = job // down, job % down
-        S = np.empty((4, 6 * K), np.float32)
+        R = np.empty(6 * L, np.float32)
+        transform(R, 0, L, e, (n * H + 4 * ty) * L, L, L, SPREAD)
         for tx in range(across):
-            M = M_P36K[job * across + tx].reshape(6, 6 * K)
-            _backward_four(M[0], M[1], M[2], M[3], M[4], M[5], S, 6 * K)
-            for o in range(4):
-                s = S[o]
-                row = out_NHL[n, 4 * ty + o, 4 * tx * K : 4 * (tx + 1) * K].reshape(4, K)
-                _backward_four(
-                    s[:K], s[K : 2 * K], s[2 * K : 3 * K], s[3 * K : 4 * K], s[4 * K : 5 * K], s[5 * K :], row, K
-                )
+            at = (job * across + tx) * K
+            for i in range(6):
+                transform(Q, 6 * i * P * K + at, P * K, R, i * L + 4 * tx * K, K, K, SPREAD)
+
+
+@numba.njit(**PARALLEL)
+def _tiles(M_36PK, K, out_NHL):
+    """Output = A' M A of every tile; out is [N, H, W K]."""
+    N, H, L = out_NHL.shape
+    P, down, across = M_36PK.shape[1], H // 4, L // K // 4
+    M, out = M_36PK.reshape(-1), out_NHL.reshape(-1)
+    for job in numba.prange(N * down):
+        n, ty = job // down, job % down
+        S = np.empty(4 * 6 * K, np.float32)
+        for tx in range(across):
+            at = (job * across + tx) * K
+            for j in range(6):
+                transform(S, j * K, 6 * K, M, j * P * K + at, 6 * P * K, K, TILE)
+            for r in range(4):
+                transform(out, (n * H + 4 * ty + r) * L + 4 * tx * K, K, S, r * 6 * K, K, K, TILE)
+
+
+def _products_kernel(vectors: int):
+    width = vectors * LANES
+
+    @numba.njit(**PARALLEL)
+    def products(A_GMD, B_GDK, transposed, out_GMK):
+        """out = A B for every g; transposed: A is [G, D, M]."""
+        G, D, K = B_GDK.shape
+        M = out_GMK.shape[1]
+        a, b, out = A_GMD.reshape(-1), B_GDK.reshape(-1), out_GMK.reshape(-1)
+        a_row, a_step = (1, M) if transposed else (D, 1)
+        whole = M - M % ROWS
+        for g in numba.prange(G):
+            for k in range(0, K, width):
+                for m in range(0, whole, ROWS):
+                    i = g * M * D + m * a_row
+                    multiply(out, (g * M + m) * K + k, K, a, i, a_row, a_step, b, g * D * K + k, K, D, ROWS, vectors)
+                for m in range(whole, M):
+                    i = g * M * D + m * a_row
+                    multiply(out, (g * M + m) * K + k, K, a, i, a_row, a_step, b, g * D * K + k, K, D, 1, vectors)
+
+    return products
+
+
+_PRODUCTS = {vectors: _products_kernel(vectors) for vectors in ((4, 2, 1) if WIDE else (2, 1))}
+"""By vectors of a tile: with AVX-512 four of four rows fit into the registers."""
+
+
+def _multiplied(A: np.ndarray, B: np.ndarray, transposed: bool, out: np.ndarray) -> None:
+    """out [G, M, K] = A [G, M, D], or [G, D, M] transposed, times B [G, D, K]."""
+    vectors = next(v for v in _PRODUCTS if B.shape[2] % (v * LANES) == 0)
+    _PRODUCTS[vectors](A, B, transposed, out)
 
 
 def fits(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor, padding: tuple[int, int]) -> bool:
@@ -125,45 +131,85 @@ def fits(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor, padding: tuple[int, in
     N, C, H, W = x_NCHW.shape
     return (
         x_NCHW.device.type == "cpu"
-        and x_NCHW.dtype == torch.float32
+        and x_NCHW.dtype in (torch.float32, torch.int8)
+        and weight_KCkk.dtype == torch.float32
         and tuple(weight_KCkk.shape[2:]) == (3, 3)
         and tuple(padding) == (1, 1)
         and H % 4 == 0
         and W % 4 == 0
-        and min(C, weight_KCkk.shape[0]) >= 64
-        and N * H * W >= 8192
+        and min(C, weight_KCkk.shape[0]) >= 32
+        and max(C, weight_KCkk.shape[0]) >= 64
+        and C % LANES == weight_KCkk.shape[0] % LANES == 0
+        and N * H * W >= 4096
     )
 
 
 def transformed(weight_KCkk: torch.Tensor) -> torch.Tensor:
-    """G g G' of every filter, as weights of a grouped 1x1 convolution [36 K, C, 1, 1]."""
+    """G g G' of every filter, [36, C, K]."""
     K, C = weight_KCkk.shape[:2]
-    U_36KC = (_FILTER @ weight_KCkk.reshape(K * C, 9).T).view(36 * K, C, 1, 1)
-    return U_36KC.contiguous(memory_format=torch.channels_last)
+    return (_FILTER @ weight_KCkk.permute(2, 3, 1, 0).reshape(9, C * K)).view(36, C, K)
 
 
-def winograd(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor) -> torch.Tensor:
+def _lines(x_NCHW: torch.Tensor) -> torch.Tensor:
+    """The tensor as [N, H, W C]; copied only where its memory lies otherwise."""
+    N, C, H, W = x_NCHW.shape
+    if C % LANES or H % 4 or W % 4:
+        raise ValueError(f"convolution: found {C} channels of {H}x{W}; it takes multiples of {LANES} and of 4x4")
+    return x_NCHW.permute(0, 2, 3, 1).contiguous().view(N, H, W * C)
+
+
+def _chunk(tiles: int, channels: int) -> int:
+    """Images of a chunk."""
+    return max(1, _CHUNK_BYTES // (36 * 4 * tiles * channels))
+
+
+def convolution(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor) -> torch.Tensor:
     """conv2d(x, weight, padding=1) for shapes that `fits` takes; memory of input and output is channels-last."""
     share_threads()
     N, C, H, W = x_NCHW.shape
     K = weight_KCkk.shape[0]
-    U = transformed(weight_KCkk)
-    x = x_NCHW.permute(0, 2, 3, 1).contiguous().numpy().reshape(N, H, W * C)
+    if K % LANES:
+        raise ValueError(f"convolution: found {K} channels of the output; it takes multiples of {LANES}")
+    U = transformed(weight_KCkk).contiguous().numpy()
+    x = _lines(x_NCHW).numpy()
     out = empty(N, H, W, K, dtype=torch.float32)
     y = out.numpy().reshape(N, H, W * K)
     tiles = (H // 4) * (W // 4)
-    chunk = max(1, _CHUNK_BYTES // (36 * 4 * tiles * max(C, K)))
-    V = empty(min(chunk, N) * tiles, 36, C, dtype=torch.float32)
+    chunk = min(N, _chunk(tiles, max(C, K)))
+    V, M = (empty(36 * chunk * tiles * n, dtype=torch.float32) for n in (C, K))
     for start in range(0, N, chunk):
         part = x[start : start + chunk]
         P = len(part) * tiles
-        _patches(part, C, V.numpy())
-        columns = V[:P].view(1, P, 1, 36 * C).permute(0, 3, 1, 2)
-        M = F.conv2d(columns, U, groups=36).permute(0, 2, 3, 1).reshape(P, 36, K)
-        _tiles(M.numpy(), y[start : start + chunk])
+        here, product = V[: 36 * P * C].view(36, P, C), M[: 36 * P * K].view(36, P, K)
+        _patches(part, C, here.numpy())
+        _multiplied(here.numpy(), U, False, product.numpy())
+        _tiles(product.numpy(), K, y[start : start + chunk])
     return out.permute(0, 3, 1, 2)
+
+
+def weight_gradient(x_NCHW: torch.Tensor, grad_NKHW: torch.Tensor) -> torch.Tensor:
+    """Gradient of conv2d(x, weight, padding=1) with respect to the weight, for shapes that `fits` takes; x may be of
+    any number type.
+    """
+    share_threads()
+    N, C, H, W = x_NCHW.shape
+    K = grad_NKHW.shape[1]
+    x, e = _lines(x_NCHW), _lines(grad_NKHW).numpy()
+    tiles = (H // 4) * (W // 4)
+    chunk = min(N, _chunk(tiles, max(C, K)))
+    V, Q = (empty(36 * chunk * tiles * n, dtype=torch.float32) for n in (C, K))
+    dU, more = torch.zeros(36, C, K), torch.empty(36, C, K)
+    for start in range(0, N, chunk):
+        part = x[start : start + chunk].to(torch.float32).numpy()
+        P = len(part) * tiles
+        here, spread = V[: 36 * P * C].view(36, P, C), Q[: 36 * P * K].view(36, P, K)
+        _patches(part, C, here.numpy())
+        _spread(e[start : start + chunk], K, spread.numpy())
+        _multiplied(here.numpy(), spread.numpy(), True, more.numpy())
+        dU += more
+    return (_FILTER.T @ dU.view(36, C * K)).view(3, 3, C, K).permute(3, 2, 0, 1)
 
 
 def input_gradient(grad_NKHW: torch.Tensor, weight_KCkk: torch.Tensor) -> torch.Tensor:
     """Gradient of conv2d(x, weight, padding=1) with respect to x, for shapes that `fits` takes."""
-    return winograd(grad_NKHW, weight_KCkk.flip(2, 3).transpose(0, 1))
+    return convolution(grad_NKHW, weight_KCkk.flip(2, 3).transpose(0, 1))

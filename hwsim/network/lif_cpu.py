@@ -13,6 +13,8 @@ The first use compiles for some seconds; the result is cached on disk.
 T steps, B batch, C channels, H W image, h w image after pooling.
 """
 
+import math
+
 import numba
 import numpy as np
 import torch
@@ -124,14 +126,31 @@ def _combine(dm_TBHWC, x_TBHWC, by_dm_TC, by_x_TC, plus_TC):
                         )
 
 
+_TOGETHER = 8
+"""Images of one place that stand in a row, if the batch is a multiple."""
+
+
 def available() -> tuple[bool, str]:
     """Whether this backend can run here, and why."""
     return True, f"numba {numba.__version__}"
 
 
-def _last(x_TBCHW: torch.Tensor) -> np.ndarray:
-    """The tensor's memory in the order T, B, H, W, C, as numpy; copied only where it lies otherwise."""
-    return x_TBCHW.permute(0, 1, 3, 4, 2).contiguous().numpy()
+def _last(x_TBCHW: torch.Tensor, together: int = 1) -> np.ndarray:
+    """The tensor's memory in the order T, B, H, W, C, as numpy; copied only where it lies otherwise.
+
+    together: of images of one place, how many stand in a row, as [T, B / together, 1, together, C].
+    """
+    x = x_TBCHW.permute(0, 1, 3, 4, 2).contiguous().numpy()
+    T, B, H, W, C = x.shape
+    return x if together == 1 else x.reshape(T, B // together, 1, together, C)
+
+
+def _together(x_TBCHW: torch.Tensor) -> int:
+    """Images of one place, as behind a linear layer, become rows of up to `_TOGETHER`: sums by image of so little cost
+    more than the work itself. How many depends on the batch alone.
+    """
+    B, _, H, W = x_TBCHW.shape[1:]
+    return math.gcd(B, _TOGETHER) if H == W == 1 else 1
 
 
 def _empty(like: torch.Tensor, T: int, B: int, C: int, H: int, W: int) -> torch.Tensor:
@@ -147,12 +166,12 @@ def _numbers(x: torch.Tensor, leak: float, threshold: float, pool: int, slope: f
 def statistics(x_TBCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance over B, H, W of every time step and channel, summed in float64."""
     share_threads()
-    x = _last(x_TBCHW)
+    x = _last(x_TBCHW, _together(x_TBCHW))
     T, B, H, W, C = x.shape
     shift = x[:, 0, 0, 0, :].astype(np.float64)
     total, square = np.zeros((B, T, C)), np.zeros((B, T, C))
     _sums(x, shift, total, square)
-    n = B * H * W
+    n = B * H * W  # of the regrouped images as well
     d = total.sum(0) / n
     var = np.maximum(square.sum(0) / n - d * d, 0.0)
     return torch.from_numpy(d + shift).to(x_TBCHW.dtype), torch.from_numpy(var).to(x_TBCHW.dtype)
@@ -163,11 +182,11 @@ def fire(x_TBCHW, scale_TC, shift_TC, leak: float, threshold: float, pool: int) 
     share_threads()
     T, B, C, H, W = x_TBCHW.shape
     out = _empty(x_TBCHW, T, B, C, H // pool, W // pool)
-    count = np.zeros((B, T), np.int64)
+    rows = _together(x_TBCHW) if pool == 1 else 1
+    x = _last(x_TBCHW, rows)
+    count = np.zeros((x.shape[1], T), np.int64)
     numbers = _numbers(x_TBCHW, leak, threshold, pool)
-    _fire(
-        _last(x_TBCHW), scale_TC.contiguous().numpy(), shift_TC.contiguous().numpy(), numbers, pool, _last(out), count
-    )
+    _fire(x, scale_TC.contiguous().numpy(), shift_TC.contiguous().numpy(), numbers, pool, _last(out, rows), count)
     return out, torch.from_numpy(count.sum(0))
 
 
@@ -176,13 +195,13 @@ def backward(grad_out, x_TBCHW, mean_TC, invstd_TC, scale_TC, shift_TC, leak, th
     from hwsim.network.surrogate import TRIANGLE_SLOPE
 
     share_threads()
-    x = _last(x_TBCHW)
-    T, B, H, W, C = x.shape
-    grad_x = _empty(x_TBCHW, T, B, C, H, W)
-    dm, total, dot = _last(grad_x), np.zeros((B, T, C)), np.zeros((B, T, C))
+    T, B, C, H, W = x_TBCHW.shape
+    rows = _together(x_TBCHW) if pool == 1 else 1
+    x, grad_x = _last(x_TBCHW, rows), _empty(x_TBCHW, T, B, C, H, W)
+    dm, total, dot = _last(grad_x, rows), *(np.zeros((x.shape[1], T, C)) for _ in range(2))
     numbers = _numbers(x_TBCHW, leak, threshold, pool, TRIANGLE_SLOPE)
     mean, invstd, scale, shift = (p.contiguous().numpy() for p in (mean_TC, invstd_TC, scale_TC, shift_TC))
-    _membrane_gradient(_last(grad_out), x, mean, invstd, scale, shift, numbers, pool, dm, total, dot)
+    _membrane_gradient(_last(grad_out, rows), x, mean, invstd, scale, shift, numbers, pool, dm, total, dot)
     sum_TC, dot_TC = total.sum(0), dot.sum(0)
     by_x = -scale * invstd * dot_TC / (B * H * W) if training else np.zeros((T, C))
     plus = -scale * sum_TC / (B * H * W) - by_x * mean if training else np.zeros((T, C))
