@@ -261,3 +261,13 @@ def test_a_file_system_without_locks_is_told_and_used(folder, capsys, monkeypatc
     with folder.locked(Progress()):
         pass
     assert "this file system has no locks" in capsys.readouterr().err
+
+
+def test_a_state_that_was_half_written_when_its_process_was_killed_is_swept_away_with_the_rest(tmp_path):
+    folder = Folder(tmp_path, "r", "0123456789abcdef")
+    here = folder.stage("train")
+    for name in ("resume.safetensors", "resume.safetensors.part77", "weights.safetensors.part77"):
+        (here / name).write_bytes(b"x")
+    (here / "weights.safetensors").write_bytes(b"y")
+    folder.finish("train", {"key": "k"})
+    assert sorted(p.name for p in here.iterdir()) == ["stage.json", "weights.safetensors"]

@@ -101,7 +101,7 @@ class Folder:
 
 def _sweep(folder: Path) -> None:
     """Drop from a finished stage what only an interrupted one needs."""
-    for leftover in (*folder.glob("resume*"), *folder.glob("*.part*")):
+    for leftover in {*folder.glob("resume*"), *folder.glob("*.part*")}:  # resume….part… is both
         leftover.unlink()
 
 
