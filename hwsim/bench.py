@@ -5,6 +5,9 @@ process for each allocator, in it one step of each variant in turn, after one st
 ratios to the first variant with the default allocator. Memory: a process for each, peak resident size after two steps,
 minus what the imports took. All get the same weights, images and spikes; weights are not quantized; SGD with momentum.
 
+`--what inference` measures a pass in evaluation mode instead of a training step, `--what chips` the evaluation of a
+network of the recipe vat (`CHIPS` chips of 1-bit RRAM, digits), against as many evaluations by the folded plain path.
+
 `--hybrid` compares layers on devices instead, on the fast backend, with a chip drawn in every step: RRAM alone, RRAM
 and SRAM as one summed weight, and both as two convolutions and a sum, as the reference computes them.
 """
@@ -28,7 +31,7 @@ from hwsim.config import ConfigError, nearest
 from hwsim.device.hybrid import Hybrid, Sram
 from hwsim.device.store import Rram, draw, place
 from hwsim.network import lif
-from hwsim.network.layer import Conv2d
+from hwsim.network.layer import BNTT, Conv2d
 from hwsim.network.stepwise import StepwiseVgg
 from hwsim.network.vgg_bntt import PLANS, build
 from hwsim.recipe.manifest import commit, versions
@@ -36,14 +39,17 @@ from hwsim.report.table import aligned, csv_bytes
 
 WAYS = ("loop", "folded", "fused")
 """loop: time outside, layers inside. folded: layer by layer in plain torch. fused: with the backend of `lif.choose`."""
+WHAT = {"step": "training_step", "inference": "inference_pass", "chips": "chips_pass"}
+"""What is measured → the function of this file that makes it."""
+CHIPS = 25
 HYBRID_WAYS = ("rram", "hybrid", "two-convolutions")
 """rram: convolutions on RRAM. hybrid: on RRAM and SRAM, a summed weight. two-convolutions: one for each, and a sum."""
 RRAM, SRAM = Rram(bits=4, sigma=0.35), Sram(bits=4)
 ALLOCATORS = ("default", "huge")
 THREADS = 2
 COLUMNS = (
-    "variant", "allocator", "net", "width", "size_px", "steps", "batch", "threads", "samples", "min_s", "median_s",
-    "speedup_min", "speedup_median", "peak_mb_above_imports", "memory_ratio", "torch", "commit",
+    "what", "variant", "allocator", "net", "width", "size_px", "steps", "batch", "threads", "samples", "min_s",
+    "median_s", "speedup_min", "speedup_median", "peak_mb_above_imports", "memory_ratio", "torch", "commit",
 )  # fmt: skip
 HYBRID_COLUMNS = tuple(c.replace("speedup", "time_ratio") for c in COLUMNS)
 
@@ -119,6 +125,63 @@ def training_step(
     return step
 
 
+def inference_pass(
+    how: str, *, net: str, width: float, size: int, steps: int, batch: int
+) -> Callable[[], tuple[float, float]]:
+    """A function that runs a batch in evaluation mode in one of the `WAYS` and returns its seconds and a mean logit."""
+    generator = torch.Generator().manual_seed(0)
+    model = build(net, width=width, channels=3, size=(size, size), classes=10, steps=steps, generator=generator)
+    x = torch.randn(batch, 3, size, size, generator=generator)
+    for norm in model.modules():
+        if isinstance(norm, BNTT):
+            norm.momentum = 1.0
+    with torch.no_grad():
+        model(x, generator)  # its statistics are those of this batch now, and neurons fire as in training
+    model.eval()
+    run = StepwiseVgg(model) if how == "loop" else model.run
+
+    @torch.no_grad()
+    def once() -> tuple[float, float]:
+        lif.forced = "reference" if how == "folded" else "auto"
+        try:
+            start = time.perf_counter()
+            logits = run(model.encode(x, generator))[0]
+            return time.perf_counter() - start, logits.abs().mean().item()
+        finally:
+            lif.forced = "auto"
+
+    return once
+
+
+def chips_pass(how: str, *, chips: int = CHIPS, **_) -> Callable[[], tuple[float, float]]:
+    """A function that tests the network of the recipe vat on chips; returns its seconds and mean accuracy.
+
+    how: folded or fused. The network has its first weights: what it answers costs as much as what a trained one does.
+    """
+    from hwsim.data.image import load_images
+    from hwsim.recipe import network
+    from hwsim.recipe.evaluate import over_chips
+    from hwsim.recipe.resolve import Request, resolve
+    from hwsim.recipe.settings import Evaluate
+
+    recipe = resolve(Request("vat", {"quant": "1"})).recipe
+    data = load_images(recipe.data.name)
+    net = network.fresh(recipe, data, torch.device("cpu"))
+    network.place_stores(net, recipe, network.store(recipe, 1.0))
+    stage = Evaluate(of=["vat"], chips=chips)
+
+    def once() -> tuple[float, float]:
+        lif.forced = "reference" if how == "folded" else "auto"
+        try:
+            start = time.perf_counter()
+            rows = list(over_chips(lambda chip: [net], range(chips), data, stage, 0, lambda images: None))
+            return time.perf_counter() - start, sum(row["accuracy"] for row in rows) / chips
+        finally:
+            lif.forced = "auto"
+
+    return once
+
+
 def _in_process(call: str, allocator: str) -> dict[str, list[float]] | float:
     """What a function of this file prints as JSON in a fresh process with the given allocator."""
     environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1" if allocator == "huge" else "0"}
@@ -127,9 +190,9 @@ def _in_process(call: str, allocator: str) -> dict[str, list[float]] | float:
     return json.loads(done.stdout)
 
 
-def _print_seconds(ways: tuple[str, ...], samples: int, settings: dict) -> None:
+def _print_seconds(make: str, ways: tuple[str, ...], samples: int, settings: dict) -> None:
     torch.set_num_threads(THREADS)
-    steps = {how: training_step(how, **settings) for how in ways}
+    steps = {how: globals()[make](how, **settings) for how in ways}
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {how: [] for how in ways}
@@ -139,12 +202,13 @@ def _print_seconds(ways: tuple[str, ...], samples: int, settings: dict) -> None:
     print(json.dumps(seconds))
 
 
-def _print_peak(how: str, settings: dict) -> None:
+def _print_peak(make: str, how: str, settings: dict) -> None:
     torch.set_num_threads(THREADS)
-    tiny = {**settings, "net": "vgg5", "width": 0.1, "size": 8, "steps": 2, "batch": 2}
-    training_step(how, **tiny)()  # what the libraries load on first use counts as imports
+    tiny = {**settings, "net": "vgg5", "width": 0.1, "size": 8, "steps": 2, "batch": 2, "chips": 1}
+    tiny = tiny if make == "chips_pass" else {k: v for k, v in tiny.items() if k != "chips"}
+    globals()[make](how, **tiny)()  # what the libraries load on first use counts as imports
     before = _resident_mb()
-    step = training_step(how, **settings)
+    step = globals()[make](how, **settings)
     step(), step()
     print(json.dumps(_resident_mb() - before))
 
@@ -159,19 +223,24 @@ def _resident_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def bench(*, csv_file: Path | None, samples: int, hybrid: bool = False, **settings) -> str:
+def bench(*, csv_file: Path | None, samples: int, hybrid: bool = False, what: str = "step", **settings) -> str:
     """Measure every way with every allocator; returns the table as text and writes it as CSV where asked.
 
-    hybrid: the `HYBRID_WAYS`, with times relative to rram; else the `WAYS`, with speed relative to the loop.
+    hybrid: the `HYBRID_WAYS`, with times relative to rram; else the `WAYS`, with speed relative to the first of them.
     """
+    if hybrid and what != "step":
+        raise ConfigError([f"--hybrid: measures a training step; leave --what {what} out"])
     if settings["net"] not in PLANS:
         raise ConfigError([f"--net: there is no network '{settings['net']}'{nearest(settings['net'], PLANS)}"])
     ways, columns = (HYBRID_WAYS, HYBRID_COLUMNS) if hybrid else (WAYS, COLUMNS)
+    ways = ways[1:] if what == "chips" else ways
     seconds, memory = {}, {}
     for allocator in ALLOCATORS:
-        for how, values in _in_process(f"_print_seconds({ways}, {samples}, {settings!r})", allocator).items():
+        for how, values in _in_process(
+            f"_print_seconds({WHAT[what]!r}, {ways}, {samples}, {settings!r})", allocator
+        ).items():
             seconds[how, allocator] = values
-            memory[how, allocator] = _in_process(f"_print_peak({how!r}, {settings!r})", allocator)
+            memory[how, allocator] = _in_process(f"_print_peak({WHAT[what]!r}, {how!r}, {settings!r})", allocator)
     low, middle = ({v: f(s) for v, s in seconds.items()} for f in (min, statistics.median))
     first = (ways[0], ALLOCATORS[0])
 
@@ -181,9 +250,9 @@ def bench(*, csv_file: Path | None, samples: int, hybrid: bool = False, **settin
         return {"speedup_min": low[first] / low[v], "speedup_median": middle[first] / middle[v]}
 
     common = {
-        "net": settings["net"], "width": settings["width"], "size_px": settings["size"], "steps": settings["steps"],
-        "batch": settings["batch"], "threads": THREADS, "samples": samples, "torch": versions()["torch"],
-        "commit": commit() or "",
+        "what": what, "net": settings["net"], "width": settings["width"], "size_px": settings["size"],
+        "steps": settings["steps"], "batch": settings["batch"], "threads": THREADS, "samples": samples,
+        "torch": versions()["torch"], "commit": commit() or "",
     }  # fmt: skip
     rows = [
         {
@@ -205,5 +274,8 @@ def bench(*, csv_file: Path | None, samples: int, hybrid: bool = False, **settin
 
         write_whole(csv_file, csv_bytes(rows, columns))
     shown = [c for c in columns if c not in common]
-    what = f"{settings['net']} x{settings['width']:g}, {settings['size']} px, T = {settings['steps']}"
-    return f"one training step of {what}, batch {settings['batch']}, {THREADS} threads\n{aligned(rows, shown)}"
+    if what == "chips":
+        return f"{CHIPS} chips of the network of vat, {THREADS} threads\n{aligned(rows, shown)}"
+    of = f"{settings['net']} x{settings['width']:g}, {settings['size']} px, T = {settings['steps']}"
+    title = "one training step" if what == "step" else "one pass in evaluation mode"
+    return f"{title} of {of}, batch {settings['batch']}, {THREADS} threads\n{aligned(rows, shown)}"

@@ -15,7 +15,9 @@ from typing import Any
 import click
 
 from hwsim import __version__
+from hwsim.cli_bench import bench, doctor
 from hwsim.cli_energy import describe, energy, footprint, report
+from hwsim.cli_sweep import sweep
 
 MENDABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENOENT,
@@ -129,16 +131,24 @@ def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> N
 
         click.echo(shown(resolved), nl=False)
         return
+    from hwsim.recipe.execute import execute
     from hwsim.recipe.progress import Progress
+
+    results = execute(resolved, Path(values["runs"]), Progress(values["quiet"]))
+    if resolved.recipe.is_integer:
+        _say_integer(resolved.recipe, results, values)
+    else:
+        _say(resolved.recipe, results, values)
+    if not values["as_json"]:
+        click.echo(f"{results.folder / 'summary.md'}")
+
+
+def _say(recipe, results, values: dict[str, Any]) -> None:
+    """What the image networks of a run have reached."""
     from hwsim.recipe.results import ACCURACY, accuracy_rows, headline
-    from hwsim.recipe.run import Run
     from hwsim.report.table import aligned
 
-    if resolved.recipe.is_integer:
-        _run_integer(resolved, values)
-        return
-    results = Run(resolved, Path(values["runs"]), Progress(values["quiet"])).execute()
-    rows, best = accuracy_rows(results.chips), headline(resolved.recipe, results.chips, results.folder)
+    rows, best = accuracy_rows(results.chips), headline(recipe, results.chips, results.folder)
     if values["as_json"]:
         click.echo(json.dumps({**_finite(best), "accuracy": [_finite(r) for r in rows]}, indent=1))
         return
@@ -148,23 +158,18 @@ def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> N
         low, high, chips = best["ci95_low"], best["ci95_high"], best["chips"]
         over = f" [{100 * low:.2f}, {100 * high:.2f}] over {chips} chips" if chips > 1 else " on one chip"
         click.echo(f"{best['network']} at scale {best['variation_scale']:g}: {100 * best['mean']:.2f} %{over}")
-    click.echo(f"{results.folder / 'summary.md'}")
 
 
-def _run_integer(resolved, values: dict[str, Any]) -> None:
-    """Run a recipe of integer networks."""
+def _say_integer(recipe, results, values: dict[str, Any]) -> None:
+    """What the integer networks of a run have reached."""
     from hwsim.recipe.integer_summary import headlines
-    from hwsim.recipe.progress import Progress
-    from hwsim.recipe.run_integer import IntegerRun
 
-    results = IntegerRun(resolved, Path(values["runs"]), Progress(values["quiet"])).execute()
-    rows = headlines(resolved.recipe, results.metrics)
+    rows = headlines(recipe, results.metrics)
     if values["as_json"]:
         click.echo(json.dumps({"results": [_finite(r) for r in rows]}, indent=1))
         return
     for row in rows:
         click.echo(row["says"])
-    click.echo(f"{results.folder / 'summary.md'}")
 
 
 def _finite(row: dict) -> dict:
@@ -217,40 +222,7 @@ def schema(what: str) -> None:
     click.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made}, indent=1))
 
 
-@cli.command()
-@click.argument("recipe_name", required=False, metavar="[RECIPE]")
-@click.option("--set", "sets", multiple=True, metavar="PLACE=VALUE", help="As in hwsim recipe.")
-@click.option("--from", "from_run", metavar="RUN", help="As in hwsim recipe.")
-@click.option("--device", "compute", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.")
-def doctor(recipe_name: str | None, sets: tuple[str, ...], from_run: str | None, compute: str | None) -> None:
-    """Versions, device, backend and why; with RECIPE also the memory that a run of it needs."""
-    if recipe_name is None and (sets or from_run):
-        raise click.UsageError("--set and --from change a recipe; name one")
-    from hwsim.doctor import examine
-
-    click.echo(examine(recipe_name, list(sets), compute, from_run))
-
-
-@cli.command()
-@click.option("--net", default="vgg9", show_default=True, help="Network.")
-@click.option("--width", default=1.0, show_default=True, help="Multiplies the channels of every layer.")
-@click.option("--size", default=32, show_default=True, help="Side of the input image.")
-@click.option("--steps", default=20, show_default=True, help="Time steps T.")
-@click.option("--batch", default=16, show_default=True, help="Images a batch.")
-@click.option("--samples", default=7, show_default=True, help="Timed training steps of each variant.")
-@click.option("--hybrid", is_flag=True, help="Compare layers on RRAM, on RRAM and SRAM, and as two convolutions.")
-@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the table here.")
-def bench(csv_file: Path | None, **settings: Any) -> None:
-    """Time and peak memory of a training step: the published loop, folded plain torch, and the fast backend.
-
-    With --hybrid: what the SRAM part of a hybrid layer costs.
-    """
-    from hwsim.bench import bench as measure
-
-    click.echo(measure(csv_file=csv_file, **settings))
-
-
-for command in (energy, footprint, describe, report):
+for command in (energy, footprint, describe, report, sweep, bench, doctor):
     cli.add_command(command)
 
 
@@ -259,6 +231,8 @@ for command in (energy, footprint, describe, report):
 @click.option("--runs", default="runs", show_default=True, type=click.Path(path_type=Path), help="Folder of the runs.")
 @click.option("--data", help="Data set that it was trained on.")
 @click.option("--data-dir", help="Folder of the data sets.")
+@click.option("--net", help="Of a BITnet: bitnet6 or bitnet6-v101, which have the same tensors.")
+@click.option("--steps", type=click.IntRange(1), help="Of a BITnet: time steps T.")
 @click.option("--quant", type=int, help="Bits held by one RRAM weight.")
 @click.option("--leak", type=float, help="Leak of the membrane (--leak_mem).")
 @click.option("--sram-bit", type=int, help="Bits of one SRAM word, of a hybrid network.")

@@ -4,8 +4,9 @@ import csv
 
 import pytest
 import torch
+from command_line import hwsim
 
-from hwsim import bench
+from hwsim import bench, bench_integer
 from hwsim.config import ConfigError
 from hwsim.device.hybrid import Hybrid
 from hwsim.device.store import draw
@@ -21,6 +22,25 @@ def test_a_step_runs_and_leaves_the_choice_of_backend_alone(how):
     seconds, loss = bench.training_step(how, **TINY)()
     assert seconds > 0 and 0 < loss < 100
     assert lif.forced == "auto"
+
+
+@pytest.mark.parametrize("how", bench.WAYS)
+def test_a_pass_in_evaluation_mode_gives_the_same_logits_in_every_way(how):
+    from hwsim.network import lif
+
+    seconds, logit = bench.inference_pass(how, **{**TINY, "width": 0.2, "steps": 3})()
+    _, wanted = bench.inference_pass("loop", **{**TINY, "width": 0.2, "steps": 3})()
+    assert seconds > 0 and logit == pytest.approx(wanted, rel=1e-4) and lif.forced == "auto"
+
+
+def test_chips_are_evaluated_alike_in_both_ways():
+    (_, plain), (_, fast) = (bench.chips_pass(how, chips=2)() for how in ("folded", "fused"))
+    assert fast == pytest.approx(plain, abs=0.02)
+
+
+def test_hybrid_layers_are_measured_in_training_only():
+    with pytest.raises(ConfigError, match="--hybrid: measures a training step"):
+        bench.bench(csv_file=None, samples=1, hybrid=True, what="chips", **TINY)
 
 
 def losses(how: str, steps: int) -> list[float]:
@@ -121,3 +141,28 @@ def test_the_hybrid_table_has_times_relative_to_rram(tmp_path):
             assert float(row[ratio]) == pytest.approx(float(row[of]) / float(rram[of]), rel=1e-6)
     assert float(rram["memory_ratio"]) == 1
     assert "two-convolutions" in text
+
+
+# ---------------------------------------------------------------------------------------------------- integer networks
+
+
+def test_ratios_of_integer_networks_leave_the_warm_up_out(monkeypatch):
+    seconds = {"published": iter([99.0, 4.0, 6.0, 8.0]), "kernels": iter([50.0, 1.0, 2.0, 4.0])}
+    timed = {v: (lambda s=s: next(s)) for v, s in seconds.items()}
+    rows = bench_integer._rows("pattern", "epoch", timed, {"published": "float", "kernels": "integer"}, 3)
+    assert [(r["variant"], r["backend"], r["min_s"], r["median_s"]) for r in rows] == [
+        ("published", "float", 4.0, 6.0), ("kernels", "integer", 1.0, 2.0),
+    ]  # fmt: skip
+    assert [(r["speedup_min"], r["speedup_median"]) for r in rows] == [(1.0, 1.0), (4.0, 3.0)]
+
+
+@pytest.mark.slow
+def test_integer_networks_are_measured_and_written(tmp_path):
+    done = hwsim("bench", "--integer", "--samples", "1", "--csv", tmp_path / "b.csv")
+    assert done.code == 0, done.err
+    with (tmp_path / "b.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["network"], r["variant"]) for r in rows] == [
+        (n, v) for n in ("pattern", "decolle") for v in ("published", "torch", "kernels")
+    ]
+    assert all(float(r["min_s"]) > 0 for r in rows)

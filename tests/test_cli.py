@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,6 +217,25 @@ def test_doctor_estimates_the_memory_of_a_recipe():
 
     assert mebibytes() < mebibytes("net.width=1") < mebibytes("net.width=1", "data.name=cifar10")
     assert mebibytes("net.steps=20") == pytest.approx(2 * mebibytes("net.steps=10"), rel=0.2)
+
+
+def test_doctor_estimates_the_memory_of_integer_recipes():
+    """The numbers of the measurements that the estimates were made from, within 15 %."""
+    from hwsim.doctor import decolle_bytes, pattern_bytes
+    from hwsim.recipe.integer_settings import Decolle, Events, Pattern
+
+    for factor, steps, mib in ((1, 250, 14.8), (1, 1000, 24.7), (3, 250, 100.4)):
+        stage = Pattern(inputs=700 * factor, hidden=400 * factor, outputs=250 * factor, steps=steps)
+        assert pattern_bytes(stage) / 2**20 == pytest.approx(mib, rel=0.15)
+    for channels, batch, backend, mib in (
+        ([16, 32, 32], 12, "fused", 25.3), ([64, 128, 128], 8, "fused", 108.7), ([64, 128, 128], 32, "fused", 240.0),
+        ([64, 128, 128], 8, "float", 215.4), ([64, 128, 128], 32, "float", 421.1),
+    ):  # fmt: skip
+        stage = Decolle(channels=channels, batch_size=batch, backend=backend, epochs=1, events=Events(steps=10),
+                        burn_in=2)  # fmt: skip
+        assert decolle_bytes(stage) / 2**20 == pytest.approx(mib, rel=0.2)
+    for recipe in ("pattern", "decolle"):
+        assert re.search(r"memory +about \d+ MiB for the largest stage", hwsim("doctor", recipe).out)
 
 
 def test_doctor_refuses_what_a_run_would_refuse():

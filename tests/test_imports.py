@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hwsim"
 RANKS = (
-    ("cli", "cli_energy", "bench", "doctor", "__main__"),
+    ("cli", "cli_bench", "cli_energy", "cli_sweep", "bench", "bench_bitnet", "bench_integer", "doctor", "__main__"),
     ("recipe",),
     ("network", "report", "data"),
     ("device",),
