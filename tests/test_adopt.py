@@ -16,6 +16,7 @@ from hwsim.network.vgg_bntt import PLANS, VggBntt, build
 from hwsim.recipe import network
 from hwsim.recipe.checkpoint import load_tensors, tensor_shapes
 from hwsim.recipe.folder import read_stage
+from hwsim.recipe.settings import Net
 
 WIDTH = 1 / 16
 SIGMA_2 = 0.12542
@@ -244,9 +245,8 @@ def test_the_name_and_the_tensors_tell_everything(tmp_path):
     folder, notes = adopted(path, tmp_path / "runs")
     found = recipe(folder)
     assert notes == []
-    assert found["net"] == {
-        "name": "vgg9", "width": 0.0625, "steps": 2, "encode": "poisson", "leak": 0.95, "threshold": 1.0,
-    }  # fmt: skip
+    told = {"name": "vgg9", "width": 0.0625, "steps": 2, "encode": "poisson", "leak": 0.95, "threshold": 1.0}
+    assert found["net"] == {**Net().model_dump(), **told}
     assert found["data"] == {
         "name": "cifar10", "dir": None, "download": False, "limit": None, "augment": "crop-flip",
     }  # fmt: skip

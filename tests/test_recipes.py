@@ -21,7 +21,9 @@ FAITHFUL = [name for name in NAMES if "faithful" in DATA[name]]
 OPTIONS = [(name, option) for name in NAMES for option in DATA[name]["options"]]
 TEXTS = {
     "data-dir": "/some/folder", "var-scales": "0,0.5", "var-scale": "0.5", "card": "rram_65nm_asu_bitwise",
-    "quantizer": "xnor", "width": "0.25", "lr": "0.01", "limit": "500", "init-run": "/some/run",
+    "quantizer": "xnor", "width": "0.375", "lr": "0.01", "limit": "500", "init-run": "/some/run", "encode": "direct",
+    "eps": "0,4", "methods": "pgd", "scales": "0.1,0.25", "attack-scale": "0.5",
+    "memory": "bits", "eval-size": "9", "threshold-bits": "4", "margins": "0.5,2",
 }  # fmt: skip
 """A value for options that none can be made up for."""
 BESIDE = {"init-run": {"init": "sram"}}
@@ -65,6 +67,12 @@ def faithfully(tmp_path_factory) -> tuple[dict[str, Path], dict[str, str]]:
     return folders, said
 
 
+def first_table(name: str) -> str:
+    """The table that a run of a recipe is about."""
+    own = {"codings": "codings-summary.csv", "exit": "early-exit.csv", "attack": "attack-summary.csv"}
+    return own.get(list(DATA[name]["stages"].values())[-1]["do"], "accuracy.csv")
+
+
 def takes_a_run(name: str) -> bool:
     return any(stage == {"do": "load"} for stage in DATA[name]["stages"].values())
 
@@ -76,13 +84,13 @@ def resolved(name: str, run: Path | None = None, **more):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_smokes(smoked, name):
     folder = smoked[1][name]
-    assert (folder / "summary.md").stat().st_size > 200 and (folder / "accuracy.csv").exists()
+    assert (folder / "summary.md").stat().st_size > 200 and (folder / first_table(name)).exists()
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_every_faithful_recipe_smokes(faithfully, name):
     folder = faithfully[0][name]
-    assert (folder / "summary.md").stat().st_size > 200 and (folder / "accuracy.csv").exists()
+    assert (folder / "summary.md").stat().st_size > 200 and (folder / first_table(name)).exists()
     assert "  # --faithful\n" in (folder / "recipe.yaml").read_text()
 
 
@@ -180,12 +188,12 @@ def test_every_option_sets_its_places(smoked, name, option):
     try:
         r = resolved(name, run, options={option: text, **BESIDE.get(option, {})})
     except ValueError as e:  # it goes together with another option only
-        assert option in ("card", "limit") and ("device.weights" in str(e) or "batch_size" in str(e))
+        assert option in ("card", "limit", "quant") and ("device.weights" in str(e) or "batch_size" in str(e))
         return
     after = [value_at(r.recipe.model_dump(by_alias=True), place_of(p)) for p in how["sets"]]
     for place, found in zip(how["sets"], after, strict=True):
         assert found != value_at(plain.recipe.model_dump(by_alias=True), place_of(place)) or len(how["sets"]) > 1
-        spoken = ",".join(f"{v:g}" for v in found) if isinstance(found, list) else found
+        spoken = ",".join(v if isinstance(v, str) else f"{v:g}" for v in found) if isinstance(found, list) else found
         assert str(spoken) == str(text), place
         assert r.document.where(place_of(place)) == f"--{option}"
     assert after[0] != before
@@ -203,14 +211,15 @@ def test_the_same_option_means_the_same_in_every_recipe(name):
     for option, how in DATA[name]["options"].items():
         for other in NAMES:
             theirs = DATA[other]["options"].get(option)
-            if theirs and not how["sets"][0].startswith("stages."):
+            if theirs and not any(o["sets"][0].startswith("stages.") for o in (how, theirs)):
                 assert theirs["sets"] == how["sets"], (option, other)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke_makes_a_recipe_small(smoked, name):
     r = resolved(name, smoked[1]["vat"], smoke=True).recipe
-    assert r.data.name == "digits" and r.data.limit <= 200 and r.net.steps <= 4 and r.net.width <= 0.25
+    assert r.data.name == "digits" and r.data.limit <= 200 and r.net.width <= 0.25
+    assert r.net.is_ordinary or r.net.steps <= 4
     assert all(s.epochs == 1 for s in r.stages.values() if s.do == "train")
     recovered = [s for s in r.stages.values() if s.do == "recover"]
     assert all(s.epochs <= 2 and len(s.members) <= 2 for s in recovered)
@@ -247,7 +256,11 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_in_a_recipes_comment_works(smoked, command):
-    words = [str(smoked[1]["vat"]) if "…" in w else w for w in shlex.split(command)[1:]]
+    runs = {"vat": smoked[1]["vat"], **smoked[1]}  # a command names the recipe whose run it takes, else vat's will do
+    words = shlex.split(command)[1:]
+    for i, word in enumerate(words):
+        if "…" in word:
+            words[i] = str(runs.get(Path(word).name.removesuffix("-…"), runs["vat"]))
     done = hwsim(*words, *(() if "--help" in words else ("--show",)))
     assert done.code == 0 and parse_yaml(done.out, "shown").data["title"], done.err
 

@@ -292,7 +292,7 @@ def test_optimizer_steps_of_recovery_and_pruning_are_those_computed_step_by_step
     tensors = load_tensors(tmp_path / "resume.safetensors")[0]
     for name, value in last["master"].items():
         np.testing.assert_allclose(tensors[f"net.{name}"], value, **close)
-        np.testing.assert_allclose(tensors[f"momentum.{name}"], last["velocity"][name], **close)
+        np.testing.assert_allclose(tensors[f"optimizer.momentum_buffer.{name}"], last["velocity"][name], **close)
     assert rows[-1]["train_loss"] == pytest.approx((expected[-2]["loss"] + last["loss"]) / 2, abs=2e-6)
     fixed = stage.prune is None or stage.prune.fixed_from < 1
     for name in LAYERS:

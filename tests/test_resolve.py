@@ -365,7 +365,9 @@ def test_options_win_over_a_run(run):
     assert at(request, "stages.vat.batch_size")[0] == 16
 
 
-@pytest.mark.parametrize("name", [n for n in recipe_names() if n not in ("evaluate", "pattern", "decolle")])
+@pytest.mark.parametrize(
+    "name", [n for n in recipe_names() if n not in ("evaluate", "pattern", "decolle", "bitnet", "convert")]
+)
 @pytest.mark.parametrize("profile", ["smoke", "faithful"])
 def test_profiles_pass_over_a_stage_that_is_loaded(run, name, profile):
     plain = resolve(Request(name)).recipe

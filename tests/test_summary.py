@@ -106,6 +106,7 @@ def test_nothing_is_said_about_scale_0_or_a_scale_that_a_network_was_not_trained
 
 def results(rows: list[dict], **more):
     empty = {k: [] for k in ("levels", "energy", "sparsity", "sram", "metrics")}
+    empty |= {"curves": {}, "conversion": {}, "timing": {}}
     return SimpleNamespace(**({"chips": rows, "folder": "runs/x"} | empty | more))
 
 

@@ -254,6 +254,32 @@ def test_the_test_images_are_never_looked_at(tmp_path):
     go(spiking(), tmp_path, Train(epochs=2, batch_size=16, redraw="chip"), augmentation="crop-flip")
 
 
+def test_a_cosine_begins_at_the_learning_rate_and_would_end_at_zero():
+    stage = Train(epochs=8, lr=0.3, schedule="cosine", drop_at=[0.5])
+    rates = [learning_rate(stage, e) for e in range(9)]
+    assert rates[0] == 0.3 and rates[4] == pytest.approx(0.15) and rates[8] == pytest.approx(0, abs=1e-15)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[2] == pytest.approx(0.3 * math.cos(math.pi / 8) ** 2)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam_steps_as_its_equations_say(decay, tmp_path):
+    """The recorder's loss has gradient 1 everywhere, to which the decay adds its share of the weight."""
+    stage = Train(
+        epochs=2, batch_size=16, lr=0.02, optimizer="adam", betas=[0.8, 0.95], weight_decay=decay, drop_at=[0.5]
+    )  # fmt: skip
+    net = recorder()
+    go(net, tmp_path, stage)
+    w = net.masters[0].double()
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for t in range(1, 12):
+        g = 1 + decay * w
+        m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
+        lr = learning_rate(stage, (t - 1) // 6)
+        w = w - lr * (m / (1 - 0.8**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+        torch.testing.assert_close(net.masters[t].double(), w, rtol=1e-4, atol=1e-6)
+
+
 def test_the_learning_rate_of_the_table_is_the_one_that_steps(tmp_path):
     stage = Train(epochs=10, batch_size=50, lr=0.01, momentum=0.0, weight_decay=0.0)
     net = recorder()
@@ -393,11 +419,15 @@ def test_images_that_fill_no_batch_are_refused(tmp_path):
 STAGE = Train(epochs=4, batch_size=16, drop_at=[0.5], validation_chips=2)
 
 
-@pytest.fixture(scope="module", params=["batch", "chip"])
+@pytest.fixture(
+    scope="module",
+    params=[{"redraw": "batch"}, {"redraw": "chip"}, {"optimizer": "adam", "schedule": "cosine", "lr": 0.01}],
+    ids=["batch", "chip", "adam"],
+)
 def uninterrupted(request, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
-    stage = STAGE.model_copy(update={"redraw": request.param})
+    stage = STAGE.model_copy(update=request.param)
     best, rows = go(spiking(), folder, stage, augmentation="crop")
     return stage, best, rows, (folder / "resume.safetensors").read_bytes()
 

@@ -24,19 +24,27 @@ from hwsim.data.release import DIGITS, RELEASES, Release
 
 if TYPE_CHECKING:
     from hwsim.data.download import Progress
+    from hwsim.data.image_folder import Pictures
 
-NAMES = tuple(RELEASES)
+FOLDERS = "imagenet"
+"""The data set that lies in one folder a class (`image_folder.py`)."""
+NAMES = (*RELEASES, FOLDERS)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels. `images_NCHW` uint8, `labels_N` int64, both on one device."""
+    """Images and their labels. `images_NCHW` uint8, or pictures that are read when indexed; `labels_N` int64."""
 
-    images_NCHW: torch.Tensor
+    images_NCHW: "torch.Tensor | Pictures"
     labels_N: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def first(self, n: int) -> "Split":
+        """The first n images, or all if there are fewer."""
+        images = self.images_NCHW
+        return Split(images[:n] if isinstance(images, torch.Tensor) else images.first(n), self.labels_N[:n])
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on another device."""
@@ -84,7 +92,7 @@ def load_images(
     validation_fraction: float | None = None,
     progress: "Progress | None" = None,
 ) -> ImageData:
-    """An image data set by name: digits, mnist, fashion-mnist, cifar10, cifar100.
+    """An image data set by name: digits, mnist, fashion-mnist, cifar10, cifar100, or imagenet (class folders).
 
     data_dir: see `data_folder`; not used for digits.   download: fetch the official files there if they are missing.
     limit: at most this many training images, and of validation and test the same share (at least one image of each
@@ -97,6 +105,11 @@ def load_images(
     digits: 1797 images of 8 x 8, grey levels 0..16 stored as round(x 255 / 16): 1257 train, 180 validation, 360 test.
     Raises `DataError`: unknown name, data missing or damaged, a limit or fraction that leaves no usable split.
     """
+    if name == FOLDERS:
+        from hwsim.data.image_folder import load_folder
+
+        root = data_folder(data_dir)
+        return load_folder(name, root / name if (root / name).is_dir() else root, limit, validation_fraction)
     if name not in RELEASES:
         raise DataError(f"there is no image data set '{name}'{nearest(name, NAMES)} (allowed: {', '.join(NAMES)})")
     release = RELEASES[name]

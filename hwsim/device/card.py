@@ -25,7 +25,7 @@ class WeightSettings(Settings):
 
     bits: int | None = Field(default=None, ge=1)
     """Bits held by one RRAM weight; null for ternary and ideal cells."""
-    quantizer: Literal["dorefa", "xnor", "ternary"] | None = None
+    quantizer: Literal["dorefa", "xnor", "ternary", "binary"] | None = None
     """Rounding of the master weight; null is the card's own. xnor is the reference's fixed grid."""
     clamp: Literal["none", "magnitude", "signed"] = "none"
     """Limit of the spread: none, magnitude (within the on/off ratio) or signed (the reference's, trap B2)."""
@@ -158,10 +158,12 @@ def _problems(card: Card, settings: WeightSettings) -> list[str]:
         ]
     out = []
     quantizer = settings.quantizer or weights.quantizer
-    if quantizer not in ("dorefa", "xnor"):
+    if quantizer not in ("dorefa", "xnor", "binary"):
         out.append(
             f"{at}.quantizer: {quantizer} does not go with card {card.name}, which holds bits; use dorefa or xnor"
         )
+    if quantizer == "binary" and bits != 1:
+        out.append(f"{at}.bits: binary weights have 1 bit, found {bits}; use 1, or another quantizer")
     table = weights.sigma_ln_by_bits
     if weights.variants is None and settings.variant is not None:
         out.append(f"{at}.variant: card {card.name} has no variants, found '{settings.variant}'; set it to null")

@@ -89,6 +89,42 @@ def ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     return up.to(weight.dtype) - (weight < -d).to(weight.dtype), scale
 
 
+def binary(weight: Tensor, bits: int = 1) -> tuple[Tensor, Tensor]:
+    """XNOR-Net's binary weights: signs, and one scale for each filter.
+
+        level = sign(w),   sign(0) = 0          scale_o = mean|w_o|, zeros counted
+
+    weight: [O, I, ...]; scale: [O, 1, ...]. A weight that is exactly 0 stays 0: such a cell holds a third state, and
+    needs a mask bit in digital hardware. `bits` must be 1. The gradient that goes with it is `xnor_gradient`.
+
+    Source: Rastegari et al. 2016, arXiv 1603.05279, equation 6.
+
+    >>> level, scale = binary(torch.tensor([[-0.25, 0.75], [0.0, 1.0]]))
+    >>> level.tolist(), scale.flatten().tolist()
+    ([[-1.0, 1.0], [0.0, 1.0]], [0.5, 0.5])
+    """
+    if bits != 1:
+        raise ValueError(f"binary: {bits} bits; a sign has 1")
+    over = tuple(range(1, weight.dim()))
+    return torch.sign(weight), weight.abs().sum(over, keepdim=True) / weight[0].numel()
+
+
+def centered(weight: Tensor) -> Tensor:
+    """What XNOR-Net's training makes of a master weight before every batch, for good.
+
+        w <- clamp(w - mean of w over its inputs, -1, 1)
+
+    weight: [O, I, ...]; the mean is over I: each kernel element of a filter by itself, a linear layer's whole row.
+    Clamping moves the mean, so that doing it twice is not doing it once.
+
+    Source: the published training code of arXiv 1603.05279.
+
+    >>> centered(torch.tensor([[2.0, 0.5, -0.25, -0.25]]))
+    tensor([[ 1.0000,  0.0000, -0.7500, -0.7500]])
+    """
+    return (weight - weight.mean(1, keepdim=True)).clamp(-1.0, 1.0)
+
+
 def twos_complement(weight: Tensor, bits: int, full_scale: Tensor | float) -> Tensor:
     """Signed whole numbers in two's complement, as an SRAM word holds them; 0 is one of them at every width.
 
@@ -109,10 +145,10 @@ def twos_complement(weight: Tensor, bits: int, full_scale: Tensor | float) -> Te
     return (torch.round(share * m).clamp(-m, m - 1) + 0.0) / m
 
 
-QUANTIZERS = {"xnor": xnor, "dorefa": dorefa, "ternary": ternary}
+QUANTIZERS = {"xnor": xnor, "dorefa": dorefa, "ternary": ternary, "binary": binary}
 
 # What a decision boundary is measured in; w is the master weight.
-BOUNDARY_UNITS = {"xnor": "w", "dorefa": "tanh(w)/max|tanh w|", "ternary": "w/max|w|"}
+BOUNDARY_UNITS = {"xnor": "w", "dorefa": "tanh(w)/max|tanh w|", "ternary": "w/max|w|", "binary": "w"}
 
 
 def ternarize(x: Tensor, low: float, high: float) -> Tensor:
@@ -127,13 +163,15 @@ def ternarize(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def levels(quantizer: str, bits: int | None = None) -> list[float]:
-    """The levels of a quantizer in units of full conductance, ascending. `bits` is not used by "ternary".
+    """The levels of a quantizer in units of full conductance, ascending. `bits` is not used by "ternary" and "binary".
 
     >>> levels("xnor", 2), levels("dorefa", 1), levels("ternary")
     ([-1.0, -0.5, 0.5, 1.0], [-1.0, 1.0], [-1.0, 0.0, 1.0])
     """
     if quantizer == "ternary":
         return [-1.0, 0.0, 1.0]
+    if quantizer == "binary":  # that an exact 0 stays 0 is no level to aim at
+        return [-1.0, 1.0]
     n, m = 2**bits - 1, 2 ** (bits - 1)
     if quantizer == "xnor":
         return [k / m for k in range(-m, m + 1) if k]
@@ -145,13 +183,15 @@ def levels(quantizer: str, bits: int | None = None) -> list[float]:
 def decision_boundaries(quantizer: str, bits: int | None = None) -> list[float]:
     """Where a quantizer changes from one level to the next, ascending, in the unit that BOUNDARY_UNITS names.
 
-        (2j + 1)/n - 1,  j = 0 … n-1        (xnor and dorefa);        ±0.05        (ternary)
+        (2j + 1)/n - 1,  j = 0 … n-1        (xnor and dorefa);        ±0.05        (ternary);        0        (binary)
 
     >>> decision_boundaries("xnor", 1), [round(b, 4) for b in decision_boundaries("dorefa", 2)]
     ([0.0], [-0.6667, 0.0, 0.6667])
     """
     if quantizer == "ternary":
         return [-TERNARY_THRESHOLD, TERNARY_THRESHOLD]
+    if quantizer == "binary":
+        return [0.0]
     if quantizer not in QUANTIZERS:
         raise KeyError(quantizer)
     n = 2**bits - 1

@@ -88,7 +88,7 @@ class Rram:
     bits: int
     """Bits held by one weight."""
     quantizer: str = "dorefa"
-    """Rounding of the master weight: dorefa or xnor."""
+    """Rounding of the master weight: dorefa, xnor, or at one bit binary."""
     sigma: float = 0.0
     """Effective spread of ln(factor): the card's sigma times variation_scale. 0 is no spread and no clamp."""
     clamp: str = "none"
@@ -104,8 +104,10 @@ class Rram:
         problems = _spread_problems(self)
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not 1 <= self.bits <= 16:
             problems.append(f"Rram.bits: {self.bits!r} is not a whole number from 1 to 16")
-        if self.quantizer not in ("dorefa", "xnor"):
-            problems.append(f"Rram.quantizer: {self.quantizer!r} is not one of dorefa, xnor")
+        if self.quantizer not in ("dorefa", "xnor", "binary"):
+            problems.append(f"Rram.quantizer: {self.quantizer!r} is not one of dorefa, xnor, binary")
+        if self.quantizer == "binary" and self.bits != 1:
+            problems.append(f"Rram.quantizer: binary weights have 1 bit, found {self.bits!r}")
         if self.rows is not None:
             if self.sigma or self.clamp != "none":
                 problems.append("Rram.rows: rows replace sigma and know no clamp; leave sigma 0 and clamp none")

@@ -30,7 +30,8 @@ def arrived(layer: nn.Module, x_TB: torch.Tensor, parts: int, *, signed: bool, r
         "parts": parts, "signed": signed, "windows": active_windows(layer, other, rows),
     }  # fmt: skip
     for name, events in (("unit", unit), ("fractional", fractional)):
-        out |= {name: events.sum((0, 1)).cpu(), f"{name}_T": events.sum((1, *everywhere)).cpu()}
+        events_TB = events.sum(everywhere)
+        out |= {name: events.sum((0, 1)).cpu(), f"{name}_T": events_TB.sum(1).cpu(), f"{name}_TB": events_TB.cpu()}
     return out
 
 
@@ -57,15 +58,39 @@ def active_windows(layer: nn.Module, active_TB: torch.Tensor, rows: Sequence[int
 
 
 def fired(spikes_TB: torch.Tensor) -> dict:
-    """Of spikes [T, B, ...]: neurons N, spikes of each [N], of all by step [T], and the first image's [T, N]."""
+    """Of spikes [T, B, ...]: neurons N; spikes of each [N], by step [T] and by image too; the first image's [T, N]."""
     spikes = spikes_TB.detach().flatten(2)
     by_neuron = spikes.sum((0, 1), dtype=torch.float64).to(torch.int64)
+    by_image = spikes.sum(2, dtype=torch.float64).to(torch.int64)
     return {
-        "neurons": spikes.shape[2], "spikes_N": by_neuron.cpu(),
-        "spikes": spikes.sum((1, 2), dtype=torch.float64).to(torch.int64).cpu(), "raster": (spikes[:, 0] != 0).cpu(),
+        "neurons": spikes.shape[2], "spikes_N": by_neuron.cpu(), "spikes": by_image.sum(1).cpu(),
+        "spikes_TB": by_image.cpu(), "raster": (spikes[:, 0] != 0).cpu(),
     }  # fmt: skip
 
 
 def silent(steps: int) -> dict:
     """The same of a layer without neurons."""
     return fired(torch.zeros(steps, 1, 0))
+
+
+BY_STEP = ("spikes", "_T", "_TB", "raster")
+"""How the keys of counts end that have a row for each step."""
+
+
+def joined(parts: list[dict]) -> dict:
+    """The counts of consecutive runs of steps as those of all their steps.
+
+    What is by step (`BY_STEP`) is put one behind the other, other tensors
+    (and those of "windows") are added up, everything else is the first part's. A part may lack what only the first
+    steps have.
+    """
+    out: dict = {}
+    for part in parts:
+        for key, value in part.items():
+            if key not in out:
+                out[key] = dict(value) if isinstance(value, dict) else value
+            elif key == "windows":
+                out[key] = {height: out[key][height] + windows for height, windows in value.items()}
+            elif isinstance(value, torch.Tensor):
+                out[key] = torch.cat([out[key], value]) if key.endswith(BY_STEP) else out[key] + value
+    return out

@@ -10,6 +10,9 @@ For every time step t, with per-step mean, var and gain of each channel (BNTT ha
 so dL/dpre_t = dL/ds_t ds_t/dpre_t + leak dL/dpre_{t+1}. With batch statistics mean and var depend on x and the usual
 batch-norm terms are added. Source: BNTT, arXiv 2010.01729, as in its published code.
 
+Without normalization y_t = drive x_t (`lif`). What leak and drive are is a convention; the published codes have three,
+see `convention`.
+
 `lif_bntt_reference` is this in plain torch. The fast backends (`lif_cpu`, `lif_cuda`) offer three functions,
 statistics, fire and backward, behind one autograd Function; they keep nothing but x for the backward pass. Which one
 runs is a rule: see `choose`.
@@ -24,6 +27,25 @@ import torch
 import torch.nn.functional as F
 
 from hwsim.network.surrogate import triangle_step
+
+LEAK_RULES = ("plain", "complement", "swapped")
+
+
+def convention(rule: str, leak: float) -> tuple[float, float]:
+    """(what a membrane keeps, drive: the factor of its current) by a leak convention.
+
+        plain        u <- leak u + I                    BNTT, all networks
+        complement   u <- leak u + (1 - leak) I         rate versus direct (Kim et al., ICASSP 2022), MLP and VGG5
+        swapped      u <- (1 - leak) u + leak I         its VGG9: leak means the opposite (trap 2)
+
+    Raises `ValueError` for any other word.
+
+    >>> convention("complement", 0.75), convention("swapped", 0.75)
+    ((0.75, 0.25), (0.25, 0.75))
+    """
+    if rule not in LEAK_RULES:
+        raise ValueError(f"leak rule: found '{rule}'; it can be {', '.join(LEAK_RULES)}")
+    return {"plain": (leak, 1.0), "complement": (leak, 1.0 - leak), "swapped": (1.0 - leak, leak)}[rule]
 
 
 class Backend(NamedTuple):
@@ -137,3 +159,15 @@ def lif_bntt(
         )
         return out, count, mean_TC.detach(), var_TC.detach()
     return _Fused.apply(x_TBCHW, gain_TC, mean_TC, var_TC, eps, leak, threshold, pool, backend.module)
+
+
+def lif(x_TBCHW, *, leak: float, drive: float = 1.0, threshold: float = 1.0, pool: int = 1):
+    """The same without normalization: y_t = drive x_t. Returns (spikes [T, B, C, h, w], spikes per step [T]).
+
+    It is `lif_bntt` with mean 0, variance 1 and eps 0, which changes no bit of drive x_t, on the same backends.
+    """
+    T, _, C, _, _ = x_TBCHW.shape
+    zero, one = x_TBCHW.new_zeros(T, C), x_TBCHW.new_ones(T, C)
+    settings = {"eps": 0.0, "leak": leak, "threshold": threshold, "pool": pool}
+    out, count, _, _ = lif_bntt(x_TBCHW, drive * one, zero, one, **settings)
+    return out, count

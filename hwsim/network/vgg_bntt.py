@@ -1,10 +1,12 @@
-"""VGG5, VGG9, VGG11 and VGG19 with BNTT: rate or direct coded, layer by layer over all time steps.
+"""VGG5, VGG9, VGG11, VGG19 and an MLP, with BNTT or without: rate or direct coded, layer by layer over all time steps.
 
 A plan lists the convolutions (3x3, padding 1, no bias) by their channels, "A" where the spikes are averaged over 2x2,
 and "G" where they are averaged over the whole image. After the convolutions: fc1 with BNTT and neuron, and fc2, whose
-outputs are averaged over time. Layers are named conv1 … convN, fc1, fc2; their normalization bntt1 … bnttN, bntt_fc.
+outputs are averaged over time. Layers are named conv1 … convN, fc1, fc2; their normalization and neuron bntt1 … bnttN,
+bntt_fc, or lif1 … lif_fc without normalization.
 
-Source: BNTT, arXiv 2010.01729, and its hybrid RRAM/SRAM descendant.
+Sources: BNTT, arXiv 2010.01729, and its hybrid RRAM/SRAM descendant; without normalization: rate versus direct, Kim et
+al., ICASSP 2022 (their MLP, VGG5, VGG9; sizes follow from the image here, traps 3 and 4).
 
 T steps, B batch, C channels, H W image, K classes.
 """
@@ -19,25 +21,29 @@ from torch import nn
 from hwsim.config import ConfigError
 from hwsim.network.arrivals import arrived, fired, silent
 from hwsim.network.encode import encode
-from hwsim.network.layer import BNTT, Conv2d, Linear
+from hwsim.network.layer import BNTT, Conv2d, Lif, Linear
+from hwsim.network.lif import convention
 
 PLANS: dict[str, tuple[tuple[int | str, ...], int]] = {
+    "mlp": ((), 800),
     "vgg5": ((64, "A", 128, 128, "A"), 1024),
     "vgg9": ((64, 64, "A", 128, 128, "A", 256, 256, 256, "A"), 1024),
     "vgg11": ((64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512, "G"), 4096),
     "vgg19": ((64, 64, "A", 128, 128, "A", *[256] * 4, "A", *[512] * 4, "A", *[512] * 4, "A"), 1024),
 }
-"""Name → (plan, width of fc1), for 3x32x32 images; `width` multiplies every number."""
+"""Name → (plan, width of fc1), for 3x32x32 images (mlp: 28x28); `width` multiplies every number."""
+NORMS = ("bntt", "none")
 
 
 class VggBntt(nn.Module):
-    """A VGG of spiking neurons with batch normalization through time.
+    """A VGG of spiking neurons, with batch normalization through time (norm bntt) or none.
 
-    plan, hidden: as in `PLANS`; hidden is the width of fc1. channels, height, width_px: the input image. steps: T.
-    coding: poisson, direct or repeat (`encode.py`). leak: per-step factor of the membrane. threshold: firing threshold.
+    plan, hidden: as in `PLANS`; hidden is the width of fc1. channels, size: the input image. steps: T. coding: poisson,
+    direct or repeat (`encode.py`). leak, leak_rule: what a membrane keeps, as `lif.convention` understands it.
+    threshold: firing threshold.
 
-    Initial weights: Xavier uniform with gain 2, a = 2 sqrt(6 / (fan_in + fan_out)), drawn from `generator`.
-    Raises `ConfigError` if the plan pools more often than the image allows.
+    Initial weights: Xavier uniform, a = gain sqrt(6 / (fan_in + fan_out)), drawn from `generator`.
+    Raises `ConfigError` if the plan pools more often than the image allows, `ValueError` for an unknown word.
     """
 
     def __init__(
@@ -52,22 +58,27 @@ class VggBntt(nn.Module):
         coding: str = "poisson",
         leak: float = 0.95,
         threshold: float = 1.0,
+        norm: str = "bntt",
+        leak_rule: str = "plain",
+        gain: float = 2.0,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.steps, self.coding, self.leak, self.threshold = steps, coding, leak, threshold
+        if norm not in NORMS:
+            raise ValueError(f"norm: found '{norm}'; it can be {', '.join(NORMS)}")
+        self.steps, self.coding, self.norm, self.threshold = steps, coding, norm, threshold
+        self.leak, self.drive = convention(leak_rule, leak)
         self.blocks: list[tuple[str, str, str]] = []
         height, width, fan_in = *size, channels
         for item in plan:
             if isinstance(item, int):
                 name = str(len(self.blocks) + 1)
                 self.add_module(f"conv{name}", Conv2d(fan_in, item))
-                self.add_module(f"bntt{name}", BNTT(steps, item))
-                self.blocks.append((f"conv{name}", f"bntt{name}", ""))
+                self.blocks.append((f"conv{name}", self._add_neuron(name, item), ""))
                 fan_in = item
                 continue
-            conv, bntt, _ = self.blocks[-1]
-            self.blocks[-1] = (conv, bntt, item)
+            conv, neuron, _ = self.blocks[-1]
+            self.blocks[-1] = (conv, neuron, item)
             height, width = (1, 1) if item == "G" else (height // 2, width // 2)
             if min(height, width) < 1:
                 pools = sum(i == "A" for i in plan)
@@ -78,21 +89,33 @@ class VggBntt(nn.Module):
                     ]
                 )
         self.fc1 = Linear(fan_in * height * width, hidden)
-        self.bntt_fc = BNTT(steps, hidden)
+        self.last_neuron = self._add_neuron("_fc", hidden)
         self.fc2 = Linear(hidden, classes)
-        self._initialize(generator)
+        self._initialize(gain, generator)
 
-    def _initialize(self, generator: torch.Generator | None) -> None:
+    @property
+    def update(self) -> tuple[int, int]:
+        """Multiplications (leak, drive) and additions (current, threshold) of a neuron's update, a step, unfired."""
+        return (2, 3) if self.norm == "bntt" else (1 if self.drive == 1.0 else 2, 2)
+
+    def _add_neuron(self, name: str, channels: int) -> str:
+        name = f"{'bntt' if self.norm == 'bntt' else 'lif'}{name}"
+        self.add_module(name, BNTT(self.steps, channels) if self.norm == "bntt" else Lif())
+        return name
+
+    def _initialize(self, gain: float, generator: torch.Generator | None) -> None:
         for layer in self.modules():
             if isinstance(layer, Conv2d | Linear):
                 field = math.prod(layer.weight.shape[2:])
-                bound = 2.0 * math.sqrt(6.0 / (field * (layer.weight.shape[0] + layer.weight.shape[1])))
+                bound = gain * math.sqrt(6.0 / (field * (layer.weight.shape[0] + layer.weight.shape[1])))
                 with torch.no_grad():
                     layer.weight.uniform_(-bound, bound, generator=generator)
 
-    def encode(self, x_BCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Input over time, [T, B, C, H, W] or, for direct coding, [1, B, C, H, W]."""
-        return encode(x_BCHW, self.steps, self.coding, generator)
+    def encode(
+        self, x_BCHW: torch.Tensor, generator: torch.Generator | None = None, *, expected: bool = False
+    ) -> torch.Tensor:
+        """Input over time, [T, B, C, H, W] or, for direct coding, [1, B, C, H, W]. expected: as in `encode.encode`."""
+        return encode(x_BCHW, self.steps, self.coding, generator, expected=expected)
 
     def forward(
         self, x_BCHW: torch.Tensor, generator: torch.Generator | None = None, account: Sequence[int] | None = None
@@ -107,21 +130,27 @@ class VggBntt(nn.Module):
         spiking layer; with `account`, the heights of crossbars (may be empty), all of `arrivals.py`. Logits are the
         mean over T of fc2's outputs.
         """
+        x_TBN, trace = self._hidden(x_TBCHW, account)
+        # fc2 is linear, so its mean over time is fc2 of the mean.
+        return self.fc2(x_TBN.mean(0)), trace
+
+    def over_time(self, x_TBCHW: torch.Tensor, account: Sequence[int] | None = None):
+        """(outputs of fc2 at every step [T, B, K], trace) of an encoded input; their mean over T is the logits."""
+        x_TBN, trace = self._hidden(x_TBCHW, account)
+        return self.fc2(x_TBN), trace
+
+    def _hidden(self, x_TBCHW: torch.Tensor, account: Sequence[int] | None) -> tuple[torch.Tensor, dict[str, dict]]:
+        """(spikes of fc1 [T, B, N], trace)."""
         trace: dict[str, dict] = {}
         parts, signed = (1 if self.coding == "poisson" else 0), True
-        for conv_name, bntt_name, pool in self.blocks:
+        for conv_name, neuron_name, pool in self.blocks:
             conv = self.get_submodule(conv_name)
             here = trace[conv_name] = _arrived(conv, x_TBCHW, parts, signed, account)
             current = conv(x_TBCHW, parts)
-            here["neurons"] = math.prod(current.shape[2:])
-            current = current.expand(self.steps, *current.shape[1:])  # direct coding: one current for all steps
-            bntt = self.get_submodule(bntt_name)
-            neuron = {"leak": self.leak, "threshold": self.threshold}
             if account is None:
-                x_TBCHW, here["spikes"] = bntt(current, **neuron, pool=2 if pool == "A" else 1)
+                x_TBCHW = self._fire(neuron_name, current, here, account, pool=2 if pool == "A" else 1)
             else:
-                x_TBCHW, _ = bntt(current, **neuron)
-                here |= fired(x_TBCHW)
+                x_TBCHW = self._fire(neuron_name, current, here, account)
                 if pool == "A":
                     x_TBCHW = F.avg_pool2d(x_TBCHW.flatten(0, 1), 2).unflatten(0, x_TBCHW.shape[:2])
             parts, signed = {"": 1, "A": 4, "G": math.prod(x_TBCHW.shape[3:])}[pool], False
@@ -129,17 +158,25 @@ class VggBntt(nn.Module):
                 x_TBCHW = x_TBCHW.mean((3, 4), keepdim=True)
         # fc1 counts its inputs in the order channel, row, column: the reference's order, so that checkpoints fit.
         x_TBN = x_TBCHW.flatten(2)
-        here = trace["fc1"] = _arrived(self.fc1, x_TBN, parts, False, account)
+        here = trace["fc1"] = _arrived(self.fc1, x_TBN, parts, signed, account)
         current = self.fc1(x_TBN)[..., None, None]
-        here["neurons"] = current.shape[2]
-        spikes, here["spikes"] = self.bntt_fc(current, leak=self.leak, threshold=self.threshold)
-        x_TBN = spikes.flatten(2)
+        x_TBN = self._fire(self.last_neuron, current, here, account).flatten(2)
         trace["fc2"] = _arrived(self.fc2, x_TBN, 1, False, account)
         if account is not None:
-            here |= fired(x_TBN)
             trace["fc2"] |= silent(self.steps)
-        # fc2 is linear, so its mean over time is fc2 of the mean.
-        return self.fc2(x_TBN.mean(0)), trace
+        return x_TBN, trace
+
+    def _fire(
+        self, neuron: str, current: torch.Tensor, here: dict, account: Sequence[int] | None, pool: int = 1
+    ) -> torch.Tensor:
+        """Spikes of a layer's currents, what accounting needs of them left in `here`."""
+        here["neurons"] = math.prod(current.shape[2:])
+        current = current.expand(self.steps, *current.shape[1:])  # direct coding: one current for all steps
+        settings = {"leak": self.leak, "drive": self.drive, "threshold": self.threshold}
+        spikes, here["spikes"] = self.get_submodule(neuron)(current, **settings, pool=pool)
+        if account is not None:
+            here |= fired(spikes)
+        return spikes
 
     def losses(self, x_BCHW: torch.Tensor, y_B: torch.Tensor, generator: torch.Generator | None = None) -> Iterator:
         """One loss a batch (backpropagation through time): mean cross-entropy of the logits."""

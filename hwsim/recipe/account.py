@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hwsim.data.image import ImageData, Split, batches, normalize
+from hwsim.data.image import ImageData, batches, normalize
 from hwsim.device.hybrid import Hybrid
 from hwsim.device.store import Ideal, Ternary, clear
+from hwsim.network.layer import BNTT
 from hwsim.recipe.randomness import generator
 from hwsim.recipe.settings import Account
-from hwsim.report.trace import Counts, Held
+from hwsim.report.trace import Counts, Held, LayerCounts
 
 IDEAL_BITS = 32
 """Bits of a weight that lies in no device: a float32."""
@@ -42,13 +43,14 @@ def _counted(net: torch.nn.Module, data: ImageData, stage: Account, seed: int) -
     device = next(net.parameters()).device
     counts = Counts(net.steps)
     coding = generator(seed, "batches", "test", 0, device=device)
-    chosen = Split(data.test.images_NCHW[: stage.samples], data.test.labels_N[: stage.samples])
-    for images, _ in batches(chosen, 128):
+    for images, _ in batches(data.test.first(stage.samples), 128):
         x = normalize(images, data.mean, data.std, device)
         _, trace = net(x, coding, account=stage.window_rows)
         counts.add(trace, len(x))
     for name, layer in counts.layers.items():
         layer.held = list(held(net.get_submodule(name)))
+        layer.normalized = any(isinstance(module, BNTT) for module in net.modules())
+        layer.update = getattr(net, "update", LayerCounts.update)
     return counts
 
 

@@ -1,27 +1,24 @@
 """A checkpoint of the reference codes becomes a finished run: the folder that `--from` takes."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from hwsim.config import ConfigError, Document, check, content_hash, nearest
+from hwsim.config import ConfigError, Document, check, nearest
 from hwsim.data.release import RELEASES
 from hwsim.fields import dotted
 from hwsim.network.vgg_bntt import PLANS
-from hwsim.recipe import manifest
-from hwsim.recipe.checkpoint import FORMAT, save_tensors, write_json
+from hwsim.recipe.adopt_bitnet import adopt_bitnet
+from hwsim.recipe.adopt_vgg15 import adopt_vgg15, is_vgg15
+from hwsim.recipe.bitnet_reference import is_bitnet
 from hwsim.recipe.contradictions import contradictions
-from hwsim.recipe.folder import Folder
-from hwsim.recipe.progress import Progress
+from hwsim.recipe.imported import STAGE, keep
 from hwsim.recipe.prune import magnitude_mask
 from hwsim.recipe.reference import converted, network_of, read_checkpoint, settings_of_name
 from hwsim.recipe.settings import Recipe, SramSettings
 
-STAGE = "imported"
 OF_NAME = {"data": "dataset", "quant": "quant", "leak": "leak", "sram_bit": "sram_bit", "shift_bit": "shift_bit"}
 """Option → what the file's name calls it."""
 
@@ -30,12 +27,18 @@ def adopt(path: Path, runs: Path, given: dict[str, Any]) -> tuple[Path, list[str
     """(run folder, notes on what was taken for granted) of a `.pth.tar` file.
 
     given: data, data_dir, quant, leak, sram_bit, shift_bit, halved, threshold; what is None comes from the file's name
-    where it is of the reference's scheme. Network, width and T come from the tensors.
+    where it is of the reference's scheme. Network, width and T come from the tensors. Of a BITnet, whose tensors tell
+    neither, given may hold net and steps.
 
     Raises `RunError` for a file that is no such checkpoint, `ConfigError` with a line for everything that neither name
     nor options tell, or that does not fit the tensors. Nothing is written then.
     """
-    tensors = converted(read_checkpoint(path), str(path))
+    state = read_checkpoint(path)
+    if is_bitnet(state):
+        return adopt_bitnet(path, state, runs, given)
+    if is_vgg15(state):
+        return adopt_vgg15(path, state, runs, given)
+    tensors = converted(state, str(path))
     found, flags = network_of(tensors, str(path)), settings_of_name(path.name)
     known = {option: flags.get(flag) if given[option] is None else given[option] for option, flag in OF_NAME.items()}
     tern = bool(flags.get("tern")) and given["quant"] is None
@@ -58,22 +61,8 @@ def adopt(path: Path, runs: Path, given: dict[str, Any]) -> tuple[Path, list[str
         "epochs": flags.get("epochs", 0), "sram": sram, "masked": given["threshold"] is not None,
         "members": [{"file": "weights.safetensors", "chip": None, "shift_bit": shift}], "rows": [], "sram_rows": [],
     }  # fmt: skip
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    also = {"source": sha256, "data": known["data"], "threshold": given["threshold"]}
-    key = content_hash({"format": FORMAT, **also, **record})
-    folder = Folder(runs, "import", key)
-    with folder.locked(Progress(quiet=True)):
-        save_tensors(folder.stage(STAGE) / "weights.safetensors", tensors, {"key": key, "rows": [], "sram_rows": []})
-        folder.finish(STAGE, {**record, "key": key})
-        written = recipe.model_dump(by_alias=True)
-        written["stages"][STAGE]["run"] = str(folder.path)
-        folder.write("recipe.yaml", yaml.safe_dump(written, sort_keys=False).encode())
-        write_json(folder.path / "manifest.json", {
-            "format": FORMAT, "recipe": "import", "command": manifest.command(), "commit": manifest.commit(),
-            "versions": manifest.versions(), "source": {"file": str(path), "sha256": sha256}, "keys": {STAGE: key},
-            "state": "done",
-        })  # fmt: skip
-    return folder.path, notes
+    also = {"data": known["data"], "threshold": given["threshold"]}
+    return keep(path, runs, recipe, record, tensors, also), notes
 
 
 def _problems(
@@ -83,6 +72,9 @@ def _problems(
     told = {"net": found["name"], "steps": found["steps"], "sram": found["is_hybrid"]}
     if other := [f"{flag} {flags[flag]}, its tensors {v}" for flag, v in told.items() if flags.get(flag, v) != v]:
         yield f"{path}: its name is of another network: {'; '.join(other)}. Rename the file and give the options"
+    for option in ("net", "steps"):
+        if given.get(option) is not None:
+            yield f"--{option}: {path} tells it by its tensors; leave the option out"
     hybrid = ("sram_bit", "shift_bit", "halved", "threshold")
     wanted = {"data", "leak"} | (set() if tern else {"quant"}) | ({"sram_bit"} if found["is_hybrid"] else set())
     if missing := [f"--{o.replace('_', '-')}" for o in OF_NAME if o in wanted and known[o] is None]:

@@ -6,7 +6,12 @@ from typing import Any
 
 from hwsim.config import ConfigError, UserError, nearest
 from hwsim.fields import Place, field_at, place_of, value_at
+from hwsim.recipe.bitnet_contradictions import bitnet_contradictions
+from hwsim.recipe.bitnet_settings import Curve
+from hwsim.recipe.coding_contradictions import coding_contradictions
+from hwsim.recipe.convert_settings import Convert
 from hwsim.recipe.integer_settings import Decolle, Pattern
+from hwsim.recipe.ordinary import misplaced
 from hwsim.recipe.settings import Account, Evaluate, Load, Net, Recipe, Recover, Train
 
 
@@ -24,14 +29,20 @@ def contradictions(recipe: Recipe, data: Any, profiles: Sequence[str] = ()) -> I
     if not unset and not recipe.is_integer:  # the run will say what the device is
         yield from _device(recipe)
     yield from _prices(recipe)
+    yield from misplaced(recipe)
+    yield from bitnet_contradictions(recipe)
+    yield from coding_contradictions(recipe)
     yield from _declared(recipe, data, profiles)
 
 
 def layer_names(net: Net) -> list[str]:
     """Names of the layers that can hold weights, without building the network."""
+    from hwsim.network import vgg15
     from hwsim.network.vgg_bntt import PLANS
 
-    convolutions = sum(isinstance(item, int) for item in PLANS[net.name][0])
+    if net.is_bitnet:
+        return ["begin", "layer1", "layer2", "layer3", "layer4", "mlp1"]
+    convolutions = sum(isinstance(item, int) for item in (vgg15.PLANS | PLANS)[net.name][0])
     return [f"conv{i + 1}" for i in range(convolutions)] + ["fc1", "fc2"]
 
 
@@ -47,14 +58,14 @@ def _stages(recipe: Recipe, data: Any) -> Iterator[tuple[Place, str]]:
             yield from _recovery(name, stage, recipe)
         elif isinstance(stage, Train) and isinstance(recipe.stages.get(str(stage.start)), Recover):
             yield (*here, "from"), f"'{stage.start}' has an SRAM part; go on with do: recover"
-        if isinstance(stage, Train) and stage.start is not None and stage.start not in networks:
+        if isinstance(stage, Train | Convert) and stage.start is not None and stage.start not in networks:
             yield (*here, "from"), f"no earlier stage has a network '{stage.start}'{nearest(stage.start, networks)}"
         if isinstance(stage, Load) and stage.run is None:
             yield (*here, "run"), "this stage takes a finished run; give one with --from RUN"
         limit = recipe.data.limit
         if isinstance(stage, Train) and limit and stage.batch_size > limit:
             yield (*here, "batch_size"), f"{stage.batch_size} is more than data.limit, {limit}; no batch would be full"
-        named = stage.of if isinstance(stage, Evaluate) else [stage.of] if isinstance(stage, Account) else []
+        named = stage.of if isinstance(stage, Evaluate | Curve) else [stage.of] if isinstance(stage, Account) else []
         for other in [n for n in named if n not in networks]:
             yield (*here, "of"), f"no earlier stage has a network '{other}'{nearest(other, networks)}"
         if isinstance(stage, Evaluate) and stage.redraw == "batch" and max(stage.adapt):
@@ -67,12 +78,12 @@ def _stages(recipe: Recipe, data: Any) -> Iterator[tuple[Place, str]]:
             if twice:
                 yield here, f"{twice[0]} at scale {twice[1]:g} is measured already, by stage '{measured[twice]}'"
         if isinstance(stage, Account):
-            if isinstance(recipe.stages.get(stage.of), Decolle):
-                yield (*here, "of"), f"'{stage.of}' is DECOLLE, which cannot be counted yet; count a pattern network"
+            if isinstance(recipe.stages.get(stage.of), Decolle) and stage.rule == "bptt":
+                yield (*here, "rule"), f"'{stage.of}' is DECOLLE and learns from local errors: take local, or inference"
             if counted is not None:
                 yield here, f"a run has one table of energy, and stage '{counted}' writes it; use a recipe for each"
             counted = name
-        if isinstance(stage, Train | Load | Pattern | Decolle):
+        if isinstance(stage, Train | Load | Convert | Pattern | Decolle):
             networks.append(name)
         if recipe.is_integer and not isinstance(stage, Pattern | Decolle | Account):
             yield (*here, "do"), "a recipe of integer networks has stages pattern, decolle and account; use two recipes"
@@ -127,7 +138,9 @@ def _device(recipe: Recipe) -> Iterator[tuple[Place, str]]:
             else:
                 yield ("device", "card"), message
     layers, taken = layer_names(recipe.net), dict[str, str]()
-    for i, pattern in enumerate(recipe.device.on):
+    # Layers that are taken out come first, whatever their place in the list.
+    for i, pattern in sorted(enumerate(recipe.device.on), key=lambda p: not p[1].startswith("!")):
+        pattern = pattern.removeprefix("!")
         named = fnmatch.filter(layers, pattern)
         if not named:
             yield ("device", "on", i), f"no layer is named like '{pattern}'; this network has {', '.join(layers)}"

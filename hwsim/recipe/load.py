@@ -6,9 +6,10 @@ from pathlib import Path
 from hwsim.config import ConfigError, RunError, nearest
 from hwsim.data.image import ImageData
 from hwsim.recipe.checkpoint import read_json, tensor_shapes
+from hwsim.recipe.convert_settings import Convert
 from hwsim.recipe.folder import read_stage
 from hwsim.recipe.resolve import Resolved
-from hwsim.recipe.settings import SramSettings
+from hwsim.recipe.settings import Net, SramSettings
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Trained:
     """The SRAM part of its layers on the device; None is RRAM alone."""
     masked: bool = False
     """Whether the SRAM part is pruned."""
+    is_float: bool = False
+    """Whether its weights are plain numbers, in no device."""
+    conversion: Convert | None = None
+    """How it was converted into spikes."""
 
     @classmethod
     def of_record(cls, folder: Path, record: dict) -> "Trained":
@@ -39,7 +44,9 @@ class Trained:
             Member(folder / m["file"], record["files"][m["file"]], m["chip"], m["shift_bit"]) for m in record["members"]
         )
         sram = SramSettings(**record["sram"]) if record["sram"] else None
-        return cls(members, record["epochs"], sram, record["masked"])
+        # Records older than conversion say nothing of it.
+        conversion = Convert(**record["conversion"]) if record.get("conversion") else None
+        return cls(members, record["epochs"], sram, record["masked"], record.get("is_float", False), conversion)
 
     def member(self, chip: int | None, shift_bit: int | None) -> Member:
         """The network for a chip and shift: that one, or the only one that there is for any."""
@@ -76,12 +83,18 @@ def trained_before(
     record = read_stage(folder)
     document, net = resolved.document, record["net"]
     mistakes = []
-    for key, mine in resolved.recipe.net.model_dump().items():
-        if mine != net[key]:
+    # A bitnet's weights are the same whatever ran its steps; runs that are older than a setting had its default.
+    # Neither do those without normalization depend on the steps, nor trained weights on those that they began with.
+    asked = resolved.recipe.net
+    free = {"gain", *(("steps", "surrogate", "memory", "segment") if asked.is_bitnet else ())}
+    free |= {"steps"} if asked.norm == "none" else set()
+    for key, mine in asked.model_dump(exclude=free).items():
+        theirs = net.get(key, Net.model_fields[key].default)
+        if mine != theirs:
             sets = " and has as many sets of BNTT statistics" if key == "steps" else ""
             mistakes.append(
                 f"{document.where(('net', key))}: net.{key}: found {mine}, but the network in {folder} was trained "
-                f"with {net[key]}{sets}; take {net[key]}, or train again"
+                f"with {theirs}{sets}; take {theirs}, or train again"
             )
     trained = Trained.of_record(folder, record)
     stored = tensor_shapes(trained.members[0].weights)

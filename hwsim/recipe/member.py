@@ -7,7 +7,6 @@ import torch
 
 from hwsim.data.image import ImageData
 from hwsim.device.store import load
-from hwsim.network.vgg_bntt import VggBntt
 from hwsim.recipe import network
 from hwsim.recipe.checkpoint import load_tensors, save_tensors
 from hwsim.recipe.load import Member, Trained
@@ -69,12 +68,13 @@ def train_member(
 def _first(
     work: Work, stage: Train, tensors: dict[str, torch.Tensor] | None, is_masked: bool, chip: int | None,
     shift: int | None, other: Trained | None,
-) -> VggBntt:  # fmt: skip
+) -> network.Network:  # fmt: skip
     """The network that a stage begins with, on its stores. tensors: its parent's; is_masked: that one is pruned."""
     recipe, recovers = work.recipe, isinstance(stage, Recover)
     net = network.fresh(recipe, work.data, work.device, *(["sram"] if recovers else []))
     if not recovers:
-        network.place_stores(net, recipe, network.store(recipe, stage.variation_scale))
+        if stage.weights == "device":
+            network.place_stores(net, recipe, network.store(recipe, stage.variation_scale))
         if tensors:
             load(net, tensors)
         return net

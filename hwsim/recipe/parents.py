@@ -11,7 +11,6 @@ import torch
 from hwsim.config import ConfigError, RunError
 from hwsim.data.image import ImageData
 from hwsim.device.card import load_card
-from hwsim.device.store import place
 from hwsim.recipe import network
 from hwsim.recipe.checkpoint import tensor_shapes
 from hwsim.recipe.folder import read_stage
@@ -32,7 +31,7 @@ def before_running(resolved: Resolved, data: ImageData) -> tuple[dict[str, Train
         raise ConfigError(mistakes)
     net = network.fresh(recipe, data, torch.device("cpu"))  # a plan that does not fit the images is found here
     shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    on_device = place(net, dict.fromkeys(recipe.device.on, network.store(recipe, 0.0)))
+    on_device = network.place_stores(net, recipe, network.store(recipe, 0.0))
     on_device = {name: shapes[f"{name}.weight"] for name in on_device}
     loaded: dict[str, Trained] = {}
     begun: dict[str, Trained] = {}

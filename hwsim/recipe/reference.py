@@ -179,12 +179,13 @@ def network_of(tensors: dict[str, Tensor], source: str = "this network") -> dict
     """
     outputs = [len(tensors[f"conv{n + 1}.weight"]) for n in range(sum(k.startswith("bntt") for k in tensors) // 4 - 1)]
     hidden, inputs = tensors["fc1.weight"].shape
-    for name, (plan, fc1) in PLANS.items():  # noqa: B007 (used after the loop)
+    plans = {n: of for n, of in PLANS.items() if of[0]}  # these codes have no MLP
+    for name, (plan, fc1) in plans.items():  # noqa: B007 (used after the loop)
         width = _width([*(n for n in plan if isinstance(n, int)), fc1], [*outputs, hidden])
         if width is not None:
             break
     else:
-        known = "; ".join(f"{n} {[i for i in p if isinstance(i, int)]}, {fc1}" for n, (p, fc1) in PLANS.items())
+        known = "; ".join(f"{n} {[i for i in p if isinstance(i, int)]}, {fc1}" for n, (p, fc1) in plans.items())
         raise RunError(
             f"{source}: found convolutions with {outputs} channels and fc1 with {hidden}: no plan at any width. "
             f"There is {known}"

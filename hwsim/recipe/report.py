@@ -11,7 +11,7 @@ from hwsim.recipe.reprice import repriced
 from hwsim.recipe.settings import Recipe
 from hwsim.recipe.tracefile import counted_stage, load_trace
 from hwsim.report.energy import energy_rows
-from hwsim.report.page import folded, page, table, verbatim
+from hwsim.report.page import figure, folded, page, table, verbatim
 
 
 def write_report(run: Path, cards: Sequence[str], out: Path | None, given: dict[str, Any] | None = None) -> list[Path]:
@@ -32,19 +32,24 @@ def write_report(run: Path, cards: Sequence[str], out: Path | None, given: dict[
     from hwsim.report import sections as say  # imports matplotlib's figures, not matplotlib
 
     parts: dict[str, list[str]] = {"": [f"Recipe {manifest['recipe']}: {recipe.title}."]}
-    of, files = f"{recipe.net.name} on {recipe.data.name}", {}
+    of = ", ".join(recipe.stages) if recipe.is_integer else f"{recipe.net.name} on {recipe.data.name}"
+    files: dict[str, bytes] = {}
     if manifest["state"] != "done":
         parts[""].append(
             f"This run has not finished (its state is {manifest['state']}); what is not done yet is missing here. Its "
             "command, repeated, goes on."
         )
-    parts["Accuracy"] = _accuracy(root, of, files)
+    if recipe.is_integer:
+        parts["Learning"] = _learning(root, files)
+    else:
+        parts["Accuracy"] = _accuracy(root, of, files)
     given = {k: v for k, v in (given or {}).items() if v is not None}
     priced_anew = bool(cards or given)
     stage = _counted(run, manifest, must=priced_anew)
     if isinstance(stage, str):
         parts["Energy, sparsity and spikes"] = [stage]
     else:
+        of = recipe.stages[stage.name].of if recipe.is_integer else of
         counts = load_trace(stage)
         counted = say.Counted(name, of, counts)
         _, definitions, prices = repriced(stage, cards, given)
@@ -57,6 +62,7 @@ def write_report(run: Path, cards: Sequence[str], out: Path | None, given: dict[
         parts["Prices"] = say.prices(counted, prices, definitions, files)
     if target.resolve().parent == root.resolve():
         there = {"accuracy", "sparsity"} | (set() if priced_anew else {"energy"})
+        there |= {"footprint"} if recipe.is_integer and not priced_anew else set()
         files = {k: v for k, v in files.items() if k not in there}
     named = {target.with_name(f"{target.stem}-{k}.csv"): v for k, v in files.items()}
     own = [p.name for p in sorted(root.glob("*.csv")) if not p.name.startswith(f"{target.stem}-")]
@@ -110,6 +116,24 @@ def _accuracy(root: Path, of: str, files: dict[str, bytes]) -> list[str]:
         raise RunError(f"{path}: damaged or changed; repeat the run's command, which writes it again") from None
 
 
+def _learning(root: Path, files: dict[str, bytes]) -> list[str]:
+    """Of integer networks: the figures of their training that the run has, and test accuracy by layer."""
+    captions = {"learning": "Accuracy over epochs.", "loss": "Van Rossum distance over epochs."}
+    captions |= {p.stem: f"Target and output of {p.stem.removeprefix('rasters-')}." for p in root.glob("rasters-*.png")}
+    parts = [figure(p.read_bytes(), text) for k, text in captions.items() if (p := root / f"{k}.png").is_file()]
+    path = root / "accuracy.csv"
+    if path.is_file():
+        files["accuracy"] = path.read_bytes()
+        try:
+            rows = list(csv.DictReader(files["accuracy"].decode().splitlines()))
+            columns = list(rows[0])
+        except (ValueError, IndexError):
+            raise RunError(f"{path}: damaged or changed; repeat the run's command, which writes it again") from None
+        parts.append("Test accuracy by layer, at the epoch that was best on validation; the interval is over seeds.")
+        parts.append(table(rows, columns))
+    return parts
+
+
 def _number(text: str) -> int | float:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
@@ -117,7 +141,7 @@ def _number(text: str) -> int | float:
 def _settings(root: Path, recipe: Recipe) -> list[str]:
     """The shared settings one by one, the stages by what differs from the defaults, the recipe whole."""
     rows = []
-    for block in ("net", "data", "device"):
+    for block in () if recipe.is_integer else ("net", "data", "device"):
         settings = getattr(recipe, block)
         for key, value in settings.model_dump().items():
             meaning = type(settings).model_fields[key].description
@@ -131,8 +155,9 @@ def _settings(root: Path, recipe: Recipe) -> list[str]:
     for name, stage in recipe.stages.items():
         given = stage.model_dump(by_alias=True, exclude_defaults=True, exclude={"do"})
         stages.append({"stage": name, "does": stage.do, "settings": ", ".join(f"{k} {v}" for k, v in given.items())})
+    shared = [table(rows, ("setting", "value", "meaning"))] if rows else []
     return [
-        table(rows, ("setting", "value", "meaning")),
+        *shared,
         "Stages, with the settings that differ from the defaults:",
         table(stages, ("stage", "does", "settings")),
         folded("recipe.yaml", verbatim((root / "recipe.yaml").read_text(encoding="utf-8"))),

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,24 @@ from hwsim.device.pricelist import Prices
 from hwsim.network.lif import choose
 from hwsim.recipe import manifest, network
 from hwsim.recipe.account import count
+from hwsim.recipe.attack import attacks, victims_of
+from hwsim.recipe.bitnet import curves
+from hwsim.recipe.bitnet_settings import Curve
 from hwsim.recipe.checkpoint import FORMAT, read_json, write_json
+from hwsim.recipe.coding_settings import Attack, Exit, Published
+from hwsim.recipe.codings import Point, measure_grid, train_grid
+from hwsim.recipe.convert import convert
+from hwsim.recipe.convert_settings import Convert
 from hwsim.recipe.evaluate import over_chips
+from hwsim.recipe.exits import exits
 from hwsim.recipe.folder import Folder, read_stage
+from hwsim.recipe.keys import stage_keys
 from hwsim.recipe.load import Trained
 from hwsim.recipe.member import Work, train_member
 from hwsim.recipe.parents import before_running
 from hwsim.recipe.progress import Progress
 from hwsim.recipe.resolve import Resolved
-from hwsim.recipe.settings import Account, Evaluate, Load, Recipe, Recover, Train
+from hwsim.recipe.settings import Account, Codings, Evaluate, Load, Recipe, Recover, Train
 from hwsim.recipe.show import shown
 from hwsim.recipe.tracefile import load_trace, save_trace
 from hwsim.recipe.view import views
@@ -43,6 +53,10 @@ class Results:
     sparsity: list[dict] = field(default_factory=list)
     levels: list[dict] = field(default_factory=list)
     sram: list[dict] = field(default_factory=list)
+    conversion: dict[str, list[dict]] = field(default_factory=dict)
+    curves: dict[str, list[dict]] = field(default_factory=dict)
+    grids: dict[str, list[Point]] = field(default_factory=dict)
+    timing: dict[str, list[dict]] = field(default_factory=dict)
 
 
 def compute_device(wanted: str) -> torch.device:
@@ -98,29 +112,7 @@ class Run:
 
     def _keys(self) -> dict[str, str]:
         """Stage → the hash of all that its result depends on."""
-        device = self.recipe.device
-        shared = {
-            "format": FORMAT, "seed": self.recipe.seed, "net": self.recipe.net.model_dump(), "data": self.data.checksum,
-            "augment": self.recipe.data.augment, "device": device.model_dump(exclude={"card"}),
-            "card": load_card(device.card).hash, "compute": self.device.type,
-        }  # fmt: skip
-        keys: dict[str, str] = {}
-        for name, stage in self.recipe.stages.items():
-            settings = stage.model_dump(exclude={"start", "of", "run", "init_run"})
-            parents: Any = getattr(stage, "start", None) or getattr(stage, "of", None) or []
-            if isinstance(stage, Recover) and stage.redraw == "batch":
-                del settings["fixed_chips"]
-            if isinstance(stage, Load):
-                settings["weights"] = [m.sha256 for m in self.loaded[name].members]
-            if name in self.first_weights:
-                settings["init_weights"] = self.first_weights[name].members[0].sha256
-            if isinstance(stage, Account):  # prices are not: the same counts are priced again
-                settings = {k: settings[k] for k in ("do", "samples", "window_rows")}
-            above = [(p, keys[p]) for p in ([parents] if isinstance(parents, str) else parents)]
-            # A trained network is the same whatever its parent is called; a table names the networks that it measured.
-            above = [k for _, k in above] if isinstance(stage, Train) else above
-            keys[name] = content_hash({"shared": shared, "stage": settings, "parents": above})
-        return keys
+        return stage_keys(self.recipe, self.data.checksum, self.device.type, self.loaded, self.first_weights)
 
     def _pricing(self) -> dict[str, Any]:
         """What makes the run's tables another's though its stages are the same: how counts are priced."""
@@ -139,7 +131,7 @@ class Run:
         self.progress.say(
             f"{self.resolved.name}: {recipe.title}\n"
             f"  run      {self.folder.path}\n"
-            f"  network  {recipe.net.name} x{recipe.net.width:g}, T = {recipe.net.steps}, {recipe.net.encode}, on "
+            f"  network  {recipe.net.name} x{recipe.net.width:g}{recipe.net.in_time}, on "
             f"{recipe.data.name} ({images} images for training, validation and test)\n"
             f"  device   {recipe.device.card}, {bits}on {', '.join(recipe.device.on)}\n"
             f"  compute  {self.device}, {torch.get_num_threads()} threads; seed {recipe.seed}\n"
@@ -148,7 +140,7 @@ class Run:
 
     def _manifest(self, started: float) -> dict:
         recipe = self.recipe
-        priced = [s.card.split("+") for s in recipe.stages.values() if isinstance(s, Account)]
+        priced = [s.card.split("+") for s in recipe.stages.values() if isinstance(s, Account | Published)]
         cards = {*self._cards(), *(card for each in priced for card in each)}
         return {
             "format": FORMAT, "recipe": self.resolved.name, "command": manifest.command(), "commit": manifest.commit(),
@@ -167,8 +159,8 @@ class Run:
         loaded = {n: {"from": str(t.folder), "sha256": [m.sha256 for m in t.members]} for n, t in self.loaded.items()}
         return {"data": {"name": self.recipe.data.name, "checksum": self.data.checksum}, "loaded": loaded}
 
-    def _reuse(self, name: str) -> tuple[dict, Path] | None:
-        found = self.folder.finished(name, self.keys[name])
+    def _reuse(self, name: str, key: str | None = None) -> tuple[dict, Path] | None:
+        found = self.folder.finished(name, key or self.keys[name])
         if found is not None:
             self.progress.say(f"{name}: finished before, taken from {found[1]}")
             self.reused.append(name)
@@ -180,25 +172,31 @@ class Run:
 
     def _train(self, name: str, stage: Train, results: Results) -> None:
         parent = results.trained[stage.start] if stage.start else None
+        results.trained[name] = self.train(name, stage, self.recipe, self.keys[name], results, parent)
+
+    def train(
+        self, name: str, stage: Train, recipe: Recipe, key: str, results: Results, parent: Trained | None = None
+    ) -> Trained:
+        """The network of stage `name`, whose result `key` stands for: found finished, or trained by `recipe`."""
         here = self.folder.stage(name)
-        found = self._reuse(name)
+        found = self._reuse(name, key)
         if found is None:
             started = time.monotonic()
             self.progress.say(f"{name}: no finished one in {self.folder.runs}, it is trained now")
-            work = Work(self.recipe, self.data, self.device, self.progress)
+            work = Work(recipe, self.data, self.device, self.progress)
             other = self.first_weights.get(name)
             made = [
-                train_member(work, name, stage, self.keys[name], here, parent, chip, shift, other)
-                for chip, shift in stage.members
+                train_member(work, name, stage, key, here, parent, chip, shift, other) for chip, shift in stage.members
             ]
             rows = [row for m in made for row in m["rows"]]
             recovers = isinstance(stage, Recover)
             self.folder.finish(name, {
-                "stage": name, "key": self.keys[name], "do": "train", "net": self.recipe.net.model_dump(),
-                "device": self.recipe.device.model_dump(), "epochs": (parent.epochs if parent else 0) + stage.epochs,
+                "stage": name, "key": key, "do": "train", "net": recipe.net.model_dump(),
+                "device": recipe.device.model_dump(), "epochs": (parent.epochs if parent else 0) + stage.epochs,
                 "members": [{k: m[k] for k in ("file", "chip", "shift_bit")} for m in made],
                 "sram": stage.sram.model_dump() if recovers else None,
-                "masked": recovers and (stage.prune is not None or parent.masked), "rows": rows,
+                "masked": recovers and (stage.prune is not None or parent.masked),
+                "is_float": stage.weights == "float", "conversion": None, "rows": rows,
                 "sram_rows": [row for m in made for row in m["sram_rows"]],
             })  # fmt: skip
             epochs = stage.epochs * len(made)
@@ -208,9 +206,52 @@ class Run:
         record = read_stage(here)
         results.metrics += [{**row, "stage": name} for row in record["rows"]]
         results.sram += [{**row, "stage": name} for row in record["sram_rows"]]
-        results.trained[name] = Trained.of_record(here, record)
+        return Trained.of_record(here, record)
 
     _recover = _train
+
+    def _convert(self, name: str, stage: Convert, results: Results) -> None:
+        here, found = self.folder.stage(name), self._reuse(name)
+        if found is None:
+            parent = results.trained[stage.start]
+            made = convert(Work(self.recipe, self.data, self.device, self.progress), name, stage, parent, here)
+            self.folder.finish(name, {
+                "stage": name, "key": self.keys[name], "do": "convert", "net": self.recipe.net.model_dump(),
+                "device": self.recipe.device.model_dump(), "epochs": parent.epochs, "sram": None, "masked": False,
+                "is_float": parent.is_float, "conversion": stage.model_dump(by_alias=True), "sram_rows": [], **made,
+            })  # fmt: skip
+        elif found[1] != here:
+            self._copy(found, here)
+        record = read_stage(here)
+        results.trained[name] = Trained.of_record(here, record)
+        for table, rows in record["tables"].items():
+            results.conversion.setdefault(table, []).extend({"stage": name, **row} for row in rows)
+
+    def _curve(self, name: str, stage: Curve, results: Results) -> None:
+        self._measured(name, results.curves, lambda work: curves(work, name, stage, results.trained))
+
+    def _codings(self, name: str, stage: Codings, results: Results) -> None:
+        results.grids[name] = grid = train_grid(self, name, stage, results)
+        self._measured(name, results.timing, lambda work: measure_grid(work, name, stage, grid))
+
+    def _exit(self, name: str, stage: Exit, results: Results) -> None:
+        self._measured(name, results.timing, lambda work: exits(work, name, stage, results.trained))
+
+    def _attack(self, name: str, stage: Attack, results: Results) -> None:
+        victims = victims_of(self.recipe, stage, results.trained, results.grids)
+        self._measured(name, results.timing, lambda work: attacks(work, name, stage, victims))
+
+    def _measured(self, name: str, into: dict[str, list[dict]], make: Callable[[Work], dict[str, list[dict]]]) -> None:
+        """Do a stage whose result is tables, and add their rows to those of the run."""
+        here, found = self.folder.stage(name), self._reuse(name)
+        if found is None:
+            made = make(Work(self.recipe, self.data, self.device, self.progress))
+            do = self.recipe.stages[name].do
+            self.folder.finish(name, {"key": self.keys[name], "do": do, "rows": [], "tables": made})
+        elif found[1] != here:
+            self._copy(found, here)
+        for table, rows in read_stage(here)["tables"].items():
+            into.setdefault(table, []).extend(rows)
 
     def _evaluate(self, name: str, stage: Evaluate, results: Results) -> None:
         here = self.folder.stage(name)

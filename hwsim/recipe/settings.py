@@ -10,7 +10,13 @@ from pydantic import Field
 
 from hwsim.config import Settings
 from hwsim.device.card import WeightSettings
+from hwsim.recipe.bitnet_settings import Curve
+from hwsim.recipe.coding_settings import Attack, Exit, Published
+from hwsim.recipe.convert_settings import Convert
 from hwsim.recipe.integer_settings import Decolle, Pattern
+from hwsim.recipe.net_settings import BITNETS as BITNETS
+from hwsim.recipe.net_settings import ORDINARY as ORDINARY
+from hwsim.recipe.net_settings import Encoding, Net
 from hwsim.report.action import Definitions
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -19,27 +25,10 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-class Net(Settings):
-    """The network."""
-
-    name: Literal["vgg5", "vgg9", "vgg11", "vgg19"] = "vgg5"
-    """Plan of layers."""
-    width: Annotated[float, Field(gt=0, le=16)] = 1.0
-    """Multiplies the number of channels of every layer."""
-    steps: Annotated[int, Field(ge=1, le=64)] = 20
-    """Simulation time steps T; each has its own BNTT statistics."""
-    encode: Literal["poisson", "direct", "repeat"] = "poisson"
-    """Input coding: signed Poisson spikes, the first layer's current computed once, or the image at every step."""
-    leak: Fraction = 0.95
-    """What a membrane keeps of itself from one step to the next."""
-    threshold: Positive = 1.0
-    """Firing threshold of every neuron."""
-
-
 class Data(Settings):
     """The data set."""
 
-    name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100"] = "digits"
+    name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet"] = "digits"
     """Data set; digits needs no files, the others lie in their official layouts in `dir`."""
     dir: str | None = None
     """Folder of the data sets; without it $HWSIM_DATA, else the user's cache folder."""
@@ -57,13 +46,13 @@ class Device(Settings):
     card: str = "rram_65nm_asu"
     """Device card: a name that `hwsim device` lists, or a YAML file."""
     on: Annotated[list[str], Field(min_length=1)] = ["conv*"]
-    """Layers whose weights lie on the device, as patterns of layer names; the others are ideal."""
+    """Layers whose weights lie on the device, as patterns of names, `!` before those that do not; others are ideal."""
     weights: WeightSettings = WeightSettings()
     """How a weight is quantized and varied."""
 
 
 class Train(Settings):
-    """Train a network, or train one further. The optimizer is SGD with the reference's settings."""
+    """Train a network, or train one further."""
 
     @property
     def members(self) -> list[tuple[int | None, int | None]]:
@@ -82,10 +71,16 @@ class Train(Settings):
     """Training images a batch; the last, incomplete batch of an epoch is left out."""
     lr: Positive = 0.1
     """Learning rate of the first epoch."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """How a gradient changes the weights."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD."""
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Decays of Adam's two averages."""
     weight_decay: NotNegative = 1e-4
     """L2 coefficient on every parameter."""
+    schedule: Literal["drops", "cosine"] = "drops"
+    """drops: the learning rate falls at `drop_at`; cosine: along half a cosine from `lr` to 0 at the end."""
     drop_at: list[Fraction] = [0.5, 0.7, 0.9]
     """Fractions of the epochs after which the learning rate is multiplied by `drop_factor`."""
     drop_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -96,8 +91,33 @@ class Train(Settings):
     """Chips over which the validation accuracy is averaged after each epoch; the best epoch's weights are kept."""
     redraw: Literal["batch", "chip"] = "batch"
     """When a chip is drawn: batch (anew for every batch) or chip (once, and kept)."""
-    gradient: Literal["straight-through", "xnor"] = "straight-through"
-    """Gradient of a weight on the device: as it comes, or rewritten as XNOR-Net's, which the reference never calls."""
+    gradient: Literal["straight-through", "xnor", "xnor-imagenet"] = "straight-through"
+    """Gradient of a weight on the device: as it comes, or rewritten as XNOR-Net's, whose ImageNet code scales it."""
+    weights: Literal["device", "float"] = "device"
+    """What is trained: weights as the device holds them, or plain numbers, an ordinary network."""
+    center: bool = False
+    """Center the weights on the device over their inputs and clamp them to [-1, 1] before every batch, as XNOR-Net."""
+    decay_until: Fraction = 1.0
+    """Share of the epochs after which the weight decay is 0."""
+
+
+class Codings(Published):
+    """Train a network for each input coding, number of steps and seed; measure their accuracy and energy."""
+
+    do: Literal["codings"] = "codings"
+    """The verb of this stage."""
+    encodings: Annotated[list[Encoding], Field(min_length=1)] = ["poisson", "direct"]
+    """Input codings; each in place of net.encode."""
+    steps: Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=1)] = [1, 2, 4, 8]
+    """Time steps T; each in place of net.steps."""
+    seeds: Count = 3
+    """Networks of each kind: seeds from the recipe's own upwards. Intervals are over them."""
+    chips: Count = 1
+    """Chips that each network's accuracy is averaged over; each draws cells and spikes anew."""
+    variation_scale: NotNegative = 0.0
+    """Scale of the card's sigmas on these chips; 0 measures the weights as programmed."""
+    train: Train = Train()
+    """How each network is trained."""
 
 
 class SramSettings(Settings):
@@ -211,7 +231,10 @@ class Account(Definitions):
         return Definitions(**{name: getattr(self, name) for name in Definitions.model_fields})
 
 
-Stage = Annotated[Train | Recover | Load | Evaluate | Account | Pattern | Decolle, Field(discriminator="do")]
+Stage = Annotated[
+    Train | Recover | Load | Convert | Codings | Evaluate | Curve | Exit | Attack | Account | Pattern | Decolle,
+    Field(discriminator="do"),
+]
 
 
 class Option(Settings):

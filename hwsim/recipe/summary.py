@@ -4,6 +4,9 @@ Gains are differences chip by chip: networks of one shape meet the same chips. I
 coding); one training run a network, so they say nothing about other training seeds.
 """
 
+from hwsim.recipe.bitnet_summary import curve_sentences, write_curves
+from hwsim.recipe.coding_summary import coding_sentences, write_codings
+from hwsim.recipe.convert_summary import conversion_sentences, write_conversion
 from hwsim.recipe.folder import Folder
 from hwsim.recipe.recover import SRAM_COLUMNS
 from hwsim.recipe.results import ACCURACY, GAINS, accuracy_rows, gain_rows, label, stage_of
@@ -46,6 +49,9 @@ def write_tables(folder: Folder, recipe: Recipe, name: str, results) -> None:
     if results.energy:
         card = results.energy[0]["card"]
         folder.write("energy.png", energy_figure(results.energy, f"{of}: energy an image, prices of {card}"))
+    write_curves(folder, f"{recipe.net.name} on {recipe.data.name}", results.curves)
+    write_conversion(folder, f"{recipe.net.name} on {recipe.data.name}", results.conversion)
+    write_codings(folder, f"{recipe.net.name} on {recipe.data.name}", results.timing)
     folder.write("summary.md", summary(recipe, name, results).encode())
 
 
@@ -67,6 +73,9 @@ def summary(recipe: Recipe, name: str, results) -> str:
                      if label(r) == network and r["variation_scale"] == s]  # fmt: skip
             out.append(f"| {network} | " + " | ".join(cells) + " |")
         out += ["", *sentences(rows, gain_rows(results.chips, recipe), recipe)]
+    out += curve_sentences(results.curves, recipe)
+    out += conversion_sentences(results.conversion, recipe)
+    out += coding_sentences(results.timing, recipe)
     out += sram_sentences(results.sram, results.metrics, recipe)
     if results.levels:
         for part in dict.fromkeys(r["part"] for r in results.levels):

@@ -17,23 +17,22 @@ from torch import nn
 from hwsim.config import RunError
 from hwsim.data.augment import augment
 from hwsim.data.image import ImageData, batches, normalize
-from hwsim.device.hybrid import Hybrid
-from hwsim.device.quantize import xnor_gradient
-from hwsim.device.store import Ideal, clear, draw, load
+from hwsim.device.store import clear, draw, load
 from hwsim.recipe.checkpoint import load_tensors, save_tensors
 from hwsim.recipe.evaluate import measure
 from hwsim.recipe.progress import Progress
 from hwsim.recipe.prune import fix_masks, group_lasso, hybrid_layers, refresh_masks
 from hwsim.recipe.randomness import generator
-from hwsim.recipe.recover import sram_words
 from hwsim.recipe.settings import Prune, Recover, Train
+from hwsim.recipe.xnor import IMAGENET_SCALE, center_weights, rewrite_gradients
 
 DIVERGED = 1e4
 """A cross-entropy above this is divergence: chance is log(classes)."""
 
 
 def learning_rate(stage: Train, epoch: int) -> float:
-    """Learning rate of a 0-based epoch: lr drop_factor^k, k = number of drops that come before it.
+    """Learning rate of a 0-based epoch: lr drop_factor^k, k = number of drops that come before it; with schedule cosine
+    lr (1 + cos(pi epoch / epochs)) / 2.
 
     crossing: the drop at fraction f of E epochs acts on every epoch e > f E. equality: on every epoch behind one that
     equals f E in floating point, as in the reference, which loses a drop where the product is no whole number (trap
@@ -43,6 +42,8 @@ def learning_rate(stage: Train, epoch: int) -> float:
     >>> [round(learning_rate(stage, e), 5) for e in (5, 6, 8, 9)]
     [0.1, 0.01, 0.001, 0.001]
     """
+    if stage.schedule == "cosine":
+        return stage.lr * (1 + math.cos(math.pi * epoch / stage.epochs)) / 2
     if stage.drop_rule == "equality":
         drops = sum(e == f * stage.epochs for e in range(epoch) for f in stage.drop_at)
     else:
@@ -76,7 +77,7 @@ def train(
     device = next(net.parameters()).device
     images = data.train.to(device)
     parameters = dict(net.named_parameters())
-    optimizer = torch.optim.SGD(parameters.values(), stage.lr, stage.momentum, weight_decay=stage.weight_decay)
+    optimizer = _optimizer(parameters, stage)
     best, rows = None, []
     if resume.exists():
         best, rows = _resume(resume, key, net, optimizer)
@@ -97,6 +98,7 @@ def train(
 
         for epoch in range(done, stage.epochs):
             lr = optimizer.param_groups[0]["lr"] = learning_rate(stage, epoch)
+            optimizer.param_groups[0]["weight_decay"] = weight_decay(stage, epoch)
             loss = _one_epoch(
                 net, images, data, stage, optimizer, name, epoch, epochs_before + epoch, seed, chip, augmentation, tell
             )
@@ -121,6 +123,22 @@ def train(
         best = {k: v.detach().clone() for k, v in net.state_dict().items()}
     clear(net)
     return best, rows
+
+
+def weight_decay(stage: Train, epoch: int) -> float:
+    """Weight decay of a 0-based epoch: 0 in every epoch e >= decay_until E.
+
+    >>> [weight_decay(Train(epochs=10, decay_until=0.5), e) for e in (4, 5)]
+    [0.0001, 0.0]
+    """
+    return stage.weight_decay if epoch < stage.decay_until * stage.epochs - 1e-9 else 0.0
+
+
+def _optimizer(parameters: dict[str, nn.Parameter], stage: Train) -> torch.optim.Optimizer:
+    if stage.optimizer == "adam":
+        betas = (stage.betas[0], stage.betas[1])
+        return torch.optim.Adam(parameters.values(), stage.lr, betas, weight_decay=stage.weight_decay)
+    return torch.optim.SGD(parameters.values(), stage.lr, stage.momentum, weight_decay=stage.weight_decay)
 
 
 def masks_fixed_from(stage: Recover) -> int:
@@ -180,6 +198,8 @@ def _one_epoch(
             draw(net, chips)
         if prune:
             _refresh(net, prune)
+        if stage.center:
+            center_weights(net)
         x = normalize(augment(x_uint8, augmentation, picture), data.mean, data.std)
         look = (step + 1) % look_every == 0
         for loss in net.losses(x, y, coding):
@@ -187,8 +207,8 @@ def _one_epoch(
                 _check(net, name, epoch, step + 1, float(loss.detach()), stage)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            if stage.gradient == "xnor":
-                rewrite_gradients(net)
+            if stage.gradient != "straight-through":
+                rewrite_gradients(net, IMAGENET_SCALE if stage.gradient == "xnor-imagenet" else 1.0)
             if prune:
                 penalized = [layer.weight for layer in hybrid_layers(net).values()][1:]
                 if penalized:
@@ -198,6 +218,8 @@ def _one_epoch(
         step += 1
         if look:
             advance(look_every * stage.batch_size, f"loss {float(loss.detach()):.3f}")
+    if stage.center:  # so are the weights that are judged and kept
+        center_weights(net)
     mean = float(total) / step
     _check(net, name, epoch, step, mean, stage)
     if prune:
@@ -207,20 +229,6 @@ def _one_epoch(
 
 def _refresh(net: nn.Module, prune: Prune) -> None:
     refresh_masks(net, prune.threshold, by=prune.by, group=prune.group, first=prune.first)
-
-
-@torch.no_grad()
-def rewrite_gradients(net: nn.Module) -> None:
-    """XNOR-Net's gradient on every weight that lies on the device, from what its cells hold (as programmed).
-
-    Of a hybrid layer that is the SRAM part, as in the reference.
-    """
-    for layer in net.modules():
-        store = getattr(layer, "store", None)
-        if store is None or isinstance(store, Ideal) or layer.weight.grad is None:
-            continue
-        held = sram_words(layer) if isinstance(store, Hybrid) else store.held(layer.weight)
-        layer.weight.grad = xnor_gradient(held, layer.weight.grad)
 
 
 def _validate(net, data: ImageData, stage: Train, seed: int, chip: int) -> tuple[float, float]:
@@ -261,8 +269,8 @@ def _save(path: Path, key: str, net: nn.Module, optimizer, best: dict, rows: lis
     names = {p: n for n, p in net.named_parameters()}
     tensors = {f"net.{k}": v for k, v in net.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
     for parameter, state in optimizer.state.items():
-        if state.get("momentum_buffer") is not None:
-            tensors[f"momentum.{names[parameter]}"] = state["momentum_buffer"]
+        kept = {k: v for k, v in state.items() if v is not None}
+        tensors |= {f"optimizer.{k}.{names[parameter]}": v for k, v in kept.items()}
     save_tensors(path, tensors, {"key": key, "rows": rows})
 
 
@@ -276,6 +284,8 @@ def _resume(path: Path, key: str, net: nn.Module, optimizer) -> tuple[dict, list
 
     load(net, part("net."))
     device = next(net.parameters()).device
-    for name, buffer in part("momentum.").items():
-        optimizer.state[net.get_parameter(name)]["momentum_buffer"] = buffer.to(device)
+    for where, value in part("optimizer.").items():
+        what, _, name = where.partition(".")
+        # Adam counts its steps on the CPU.
+        optimizer.state[net.get_parameter(name)][what] = value if what == "step" else value.to(device)
     return {k: v.to(device) for k, v in part("best.").items()} or None, about["rows"]
