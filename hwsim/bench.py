@@ -8,6 +8,8 @@ minus what the imports took. All get the same weights, images and spikes; weight
 `--what inference` measures a pass in evaluation mode instead of a training step, `--what chips` the evaluation of a
 network of the recipe vat (`CHIPS` chips of 1-bit RRAM, digits), against as many evaluations by the folded plain path.
 
+`--peers` adds the same network in snnTorch and SpikingJelly where they are installed (`bench_peers.py`).
+
 `--hybrid` compares layers on devices instead, on the fast backend, with a chip drawn in every step: RRAM alone, RRAM
 and SRAM as one summed weight, and both as two convolutions and a sum, as the reference computes them.
 """
@@ -20,20 +22,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hwsim.bench_hybrid import HYBRID_WAYS, on_device
+from hwsim.bench_peers import PEERS, installed, peer
 from hwsim.config import ConfigError, nearest
-from hwsim.device.hybrid import Hybrid, Sram
-from hwsim.device.store import Rram, draw, place
+from hwsim.device.store import draw
 from hwsim.network import lif
-from hwsim.network.layer import BNTT, Conv2d
+from hwsim.network.layer import BNTT
 from hwsim.network.stepwise import StepwiseVgg
-from hwsim.network.vgg_bntt import PLANS, build
+from hwsim.network.vgg_bntt import PLANS, VggBntt, build
 from hwsim.recipe.manifest import commit, versions
 from hwsim.report.table import aligned, csv_bytes
 
@@ -42,9 +44,6 @@ WAYS = ("loop", "folded", "fused")
 WHAT = {"step": "training_step", "inference": "inference_pass", "chips": "chips_pass"}
 """What is measured → the function of this file that makes it."""
 CHIPS = 25
-HYBRID_WAYS = ("rram", "hybrid", "two-convolutions")
-"""rram: convolutions on RRAM. hybrid: on RRAM and SRAM, a summed weight. two-convolutions: one for each, and a sum."""
-RRAM, SRAM = Rram(bits=4, sigma=0.35), Sram(bits=4)
 ALLOCATORS = ("default", "huge")
 THREADS = 2
 COLUMNS = (
@@ -54,44 +53,11 @@ COLUMNS = (
 HYBRID_COLUMNS = tuple(c.replace("speedup", "time_ratio") for c in COLUMNS)
 
 
-@dataclass(frozen=True)
-class _Words:
-    """The SRAM part of a hybrid layer, alone on a layer."""
-
-    full_scale: torch.Tensor
-
-    def read(self, layer: nn.Module) -> torch.Tensor:
-        return SRAM.read(layer, full_scale=self.full_scale)
-
-    def noise_shape(self, weight_shape: tuple[int, ...]) -> None:
-        return None
-
-
-class TwoConvolutions(nn.Module):
-    """A hybrid layer as the reference computes it: a convolution for each part, and their sum (trap E6)."""
-
-    def __init__(self, layer: Conv2d):
-        super().__init__()
-        self.rram, self.sram = (Conv2d(layer.in_channels, layer.out_channels) for _ in range(2))
-        self.rram.weight = nn.Parameter(layer.rram, requires_grad=False)
-        self.rram.store = RRAM
-        self.sram.weight = layer.weight
-        self.sram.store = _Words(RRAM.full_scale(layer.rram))
-
-    def forward(self, x_TBCHW: torch.Tensor, parts: int = 0) -> torch.Tensor:
-        return self.rram(x_TBCHW, parts) + self.sram(x_TBCHW, parts)
-
-
-def _place(model: nn.Module, how: str) -> None:
-    """Put a network's convolutions on the device of one of the `HYBRID_WAYS`; their weights are in RRAM and in SRAM."""
-    place(model, {"conv*": RRAM if how == "rram" else Hybrid(RRAM, SRAM)})
-    if how == "rram":
-        return
-    for name, _, _ in model.blocks:
-        layer = model.get_submodule(name)
-        layer.rram = layer.weight.detach().clone()
-        if how == "two-convolutions":
-            setattr(model, name, TwoConvolutions(layer))
+def _runner(how: str, model: VggBntt) -> Callable:
+    """What runs an encoded input in one of the ways."""
+    if how in PEERS:
+        return peer(how, model)
+    return StepwiseVgg(model) if how == "loop" else model.run
 
 
 def training_step(
@@ -103,10 +69,10 @@ def training_step(
     x = torch.randn(batch, 3, size, size, generator=generator)
     y = torch.randint(10, (batch,), generator=generator)
     if how in HYBRID_WAYS:
-        _place(model, how)
+        on_device(model, how)
     chips = torch.Generator().manual_seed(1)
-    run = StepwiseVgg(model) if how == "loop" else model.run
-    owner = run if how == "loop" else model
+    run = _runner(how, model)
+    owner = run if isinstance(run, nn.Module) else model
     optimizer = torch.optim.SGD(owner.parameters(), 0.01, 0.9, weight_decay=1e-4)
 
     def step() -> tuple[float, float]:
@@ -137,8 +103,16 @@ def inference_pass(
             norm.momentum = 1.0
     with torch.no_grad():
         model(x, generator)  # its statistics are those of this batch now, and neurons fire as in training
+    run = _runner(how, model)
+    if how in PEERS:
+        for norm in run.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                norm.momentum = 1.0
+        with torch.no_grad():
+            run(model.encode(x, generator))
     model.eval()
-    run = StepwiseVgg(model) if how == "loop" else model.run
+    if isinstance(run, nn.Module):
+        run.eval()
 
     @torch.no_grad()
     def once() -> tuple[float, float]:
@@ -223,7 +197,9 @@ def _resident_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def bench(*, csv_file: Path | None, samples: int, hybrid: bool = False, what: str = "step", **settings) -> str:
+def bench(
+    *, csv_file: Path | None, samples: int, hybrid: bool = False, what: str = "step", peers: bool = False, **settings
+) -> str:
     """Measure every way with every allocator; returns the table as text and writes it as CSV where asked.
 
     hybrid: the `HYBRID_WAYS`, with times relative to rram; else the `WAYS`, with speed relative to the first of them.
@@ -234,6 +210,15 @@ def bench(*, csv_file: Path | None, samples: int, hybrid: bool = False, what: st
         raise ConfigError([f"--net: there is no network '{settings['net']}'{nearest(settings['net'], PLANS)}"])
     ways, columns = (HYBRID_WAYS, HYBRID_COLUMNS) if hybrid else (WAYS, COLUMNS)
     ways = ways[1:] if what == "chips" else ways
+    if peers:
+        if hybrid or what == "chips":
+            raise ConfigError(["--peers: they have neither hybrid layers nor chips; leave it out"])
+        if not installed():
+            raise ConfigError([
+                "--peers: neither snntorch nor spikingjelly is installed; pip install --no-deps snntorch spikingjelly "
+                "loguru tqdm"
+            ])  # fmt: skip
+        ways += installed()
     seconds, memory = {}, {}
     for allocator in ALLOCATORS:
         for how, values in _in_process(

@@ -31,6 +31,7 @@ def doctor(recipe_name: str | None, sets: tuple[str, ...], from_run: str | None,
     "--what", type=click.Choice(["step", "inference", "chips"]), default="step", show_default=True,
     help="A training step, a pass in evaluation mode, or an evaluation over chips (digits).",
 )  # fmt: skip
+@click.option("--peers", is_flag=True, help="Also snnTorch and SpikingJelly, where they are installed.")
 @click.option("--hybrid", is_flag=True, help="Compare layers on RRAM, on RRAM and SRAM, and as two convolutions.")
 @click.option("--integer", is_flag=True, help="Compare pattern and DECOLLE learning with the published way.")
 @click.option("--bitnet", is_flag=True, help="Compare the memory of BITnet's training over many steps.")

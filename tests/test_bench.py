@@ -7,6 +7,7 @@ import torch
 from command_line import hwsim
 
 from hwsim import bench, bench_integer
+from hwsim.bench_peers import PEERS, installed
 from hwsim.config import ConfigError
 from hwsim.device.hybrid import Hybrid
 from hwsim.device.store import draw
@@ -38,6 +39,24 @@ def test_chips_are_evaluated_alike_in_both_ways():
     assert fast == pytest.approx(plain, abs=0.02)
 
 
+@pytest.mark.parametrize("how", PEERS)
+def test_a_peer_runs_our_network_with_our_weights(how):
+    if how not in installed():
+        pytest.skip(f"{how} is not installed")
+    settings = {**TINY, "width": 0.2, "steps": 3}
+    _, loss = bench.training_step(how, **settings)()
+    assert loss == pytest.approx(bench.training_step("loop", **settings)()[1], rel=0.1)
+    assert bench.inference_pass(how, **settings)()[1] > 0
+
+
+def test_peers_that_are_not_there_are_told_how_to_install(monkeypatch):
+    monkeypatch.setattr(bench, "installed", tuple)
+    with pytest.raises(ConfigError, match="neither snntorch nor spikingjelly is installed; pip install --no-deps"):
+        bench.bench(csv_file=None, samples=1, peers=True, **TINY)
+    with pytest.raises(ConfigError, match="--peers: they have neither hybrid layers nor chips"):
+        bench.bench(csv_file=None, samples=1, peers=True, what="chips", **TINY)
+
+
 def test_hybrid_layers_are_measured_in_training_only():
     with pytest.raises(ConfigError, match="--hybrid: measures a training step"):
         bench.bench(csv_file=None, samples=1, hybrid=True, what="chips", **TINY)
@@ -63,7 +82,7 @@ def test_one_and_two_convolutions_take_the_same_steps_and_rram_alone_takes_other
 def placed(how: str) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(2)
     net = build("vgg5", width=0.1, channels=3, size=(8, 8), classes=4, steps=2, generator=generator)
-    bench._place(net, how)
+    bench.on_device(net, how)
     draw(net, torch.Generator().manual_seed(3))
     return net
 

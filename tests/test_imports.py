@@ -12,7 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hwsim"
 RANKS = (
-    ("cli", "cli_bench", "cli_energy", "cli_sweep", "bench", "bench_bitnet", "bench_integer", "doctor", "__main__"),
+    (
+        "cli",
+        "cli_bench",
+        "cli_energy",
+        "cli_sweep",
+        "bench",
+        "bench_bitnet",
+        "bench_hybrid",
+        "bench_integer",
+        "bench_peers",
+        "doctor",
+        "__main__",
+    ),
     ("recipe",),
     ("network", "report", "data"),
     ("device",),

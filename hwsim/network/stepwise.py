@@ -15,7 +15,9 @@ from hwsim.network.surrogate import TRIANGLE_SLOPE
 from hwsim.network.vgg_bntt import VggBntt
 
 
-class _Step(torch.autograd.Function):
+class Step(torch.autograd.Function):
+    """1 where the input is above 0; its gradient is the triangle of `surrogate.py`."""
+
     @staticmethod
     def forward(ctx, v):
         ctx.save_for_backward(v)
@@ -63,7 +65,7 @@ class StepwiseVgg(nn.Module):
         v = u / self.threshold - 1.0
         reset = torch.zeros_like(u)
         reset[v > 0] = self.threshold
-        return _Step.apply(v), u - reset
+        return Step.apply(v), u - reset
 
 
 def _copy_conv(layer: nn.Conv2d) -> nn.Conv2d:
