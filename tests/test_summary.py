@@ -316,3 +316,10 @@ def test_every_table_of_a_run_is_written_with_its_columns(tmp_path):
     assert lines[0] == ",".join(SRAM_COLUMNS) and len(lines) == 4
     lines = (folder.path / "accuracy.csv").read_text().splitlines()
     assert [line.split(",")[:3] for line in lines[1:]] == [["vat", "0", "1"], ["recover", "0", "1"], ["vat", "10", "1"]]
+
+
+@pytest.mark.parametrize(("encode", "said"), [("poisson", True), ("direct", False)])
+def test_only_a_network_that_draws_spikes_scatters_without_variation(encode, said):
+    recipe = Recipe.model_validate({**RECIPE.model_dump(by_alias=True), "net": {"encode": encode}})
+    text = summary(recipe, "r", results(chips(vat_0=[0.9, 0.9], vat_1=[0.8, 0.7])))
+    assert ("its scatter is that of the spike coding" in text) == said

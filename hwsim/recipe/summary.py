@@ -61,9 +61,10 @@ def summary(recipe: Recipe, name: str, results) -> str:
     rows = accuracy_rows(results.chips)
     if rows:
         stage = next(s for s in recipe.stages.values() if isinstance(s, Evaluate))
+        draws = recipe.net.encode == "poisson" and not (recipe.net.is_ordinary or recipe.net.is_bitnet)
         out.append(
             f"Test accuracy in percent over {stage.chips} chips: mean [95 % interval], lowest chip. Scale 0 is without "
-            "variation; its scatter is that of the spike coding.\n"
+            f"variation{'; its scatter is that of the spike coding' if draws else ''}.\n"
         )
         scales = list(dict.fromkeys(r["variation_scale"] for r in rows))
         out.append("| network | " + " | ".join(f"scale {s:g}" for s in scales) + " |")
