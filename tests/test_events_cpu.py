@@ -109,7 +109,6 @@ def test_the_result_does_not_depend_on_the_number_of_threads():
         ((4, 32, 16, 16), (64, 32, 5, 5), (2, 2)),  # another kernel
         ((4, 32, 16, 16), (64, 32, 3, 3), (0, 0)),  # no padding
         ((4, 32, 16, 16), (60, 32, 3, 3), (1, 1)),  # outputs fill no vector
-        ((4, 3, 16, 16), (64, 3, 3, 3), (1, 1)),  # an image
         ((3, 32, 16, 16), (64, 32, 3, 3), (1, 1)),  # too little to be worth it
     ],
 )
@@ -119,7 +118,46 @@ def test_other_shapes_are_left_to_torch(x, w, padding):
     assert not events_cpu.fits(torch.zeros(4, 32, 16, 16).double(), torch.zeros(64, 32, 3, 3).double(), (1, 1))
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 32, 16, 16), (9, 3, 64, 11, 13), (40, 8, 96, 5, 6), (3, 2, 32, 1, 400)])
+def test_signed_spikes_of_few_channels_equal_float64(shape):
+    _, w, g = case(*shape)
+    N, C, _, H, W = shape
+    x = torch.randint(-1, 2, (N, C, H, W), generator=torch.Generator().manual_seed(4)).float()
+    y, grad = gradients(x, w, g)
+    bits = events_cpu.packed(x, 0.1)  # however dense
+    assert bits.shape == (N, H, W, 1)
+    out = events_cpu.convolution(bits, w)
+    assert out.permute(0, 2, 3, 1).is_contiguous()
+    assert relative(out, y) < 2e-5
+    assert relative(events_cpu.weight_gradient(bits, g, C), grad) < 5e-5
+
+
+@pytest.mark.parametrize("value", [0.5, -2.0, float("nan")])
+def test_an_analog_image_is_not_packed(value):
+    x = torch.zeros(4, 3, 16, 16)
+    x[3, 2, 15, 15] = value
+    assert events_cpu.packed(x, 1.0) is None
+
+
 # ------------------------------------------------------------------------------------------------------- in the layer
+
+
+@pytest.mark.parametrize("inputs", [1, 3])
+def test_the_first_layer_takes_signed_spikes_event_by_event(inputs, monkeypatch):
+    called = calls(monkeypatch)
+    conv = Conv2d(inputs, 32)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(-1, 2, (4, 5, inputs, 12, 12), generator=g).float().requires_grad_()
+    y = conv(x, 1)
+    grad = torch.randn(y.shape, generator=g)
+    y.backward(grad)
+    assert called == ["events_cpu.convolution", "events_cpu.weight_gradient"]
+    x64, w64 = x.detach().double().flatten(0, 1).requires_grad_(), conv.weight.detach().double().requires_grad_()
+    want = F.conv2d(x64, w64, padding=1)
+    want.backward(grad.double().flatten(0, 1))
+    assert relative(y.flatten(0, 1), want.detach()) < 1e-5
+    assert relative(x.grad.flatten(0, 1), x64.grad) < 1e-5
+    assert relative(conv.weight.grad, w64.grad) < 1e-4
 
 
 def calls(monkeypatch) -> list[str]:

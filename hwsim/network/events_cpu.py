@@ -9,6 +9,9 @@ with a block of weights (32 inputs, 3 taps, up to 64 outputs: 24 KiB) in the fir
 image. The gradient of the weights goes the other way: for each channel a list of the places where it fired in a tile of
 128 pixels, and for each of them the nine gradients around it, added in registers (`vector_ir.py`).
 
+Signed spikes of a few channels (`MOST_SIGNED`: a Poisson coded image) become twice as many channels, those at 1 and
+those at -1, which meet the weights turned in sign.
+
 Sums are those of float32 additions in the order of the channels: closer to float64 than a direct convolution. The
 weight gradient is summed in `_PARTS` groups of images whose order is fixed, so it does not depend on the number of
 threads. Measured, 80 images of 64 channels at 32x32 with 26 % spikes, one thread: forward 16 ms, gradient 22 ms; torch
@@ -30,6 +33,8 @@ WORD = 32
 DENSEST = 0.45
 """Density of spikes above which Winograd's convolution is faster; where that does not fit, `DENSEST_DIRECT`."""
 DENSEST_DIRECT = 0.7
+MOST_SIGNED = 8
+"""Input channels up to which spikes may be signed, at any density: torch has no good way for so few channels."""
 _TILE = 128
 """Pixels of a tile of the weight gradient."""
 _TAP = TAP_VECTORS * LANES
@@ -56,6 +61,24 @@ def _pack(x_NHWC, bits_NHWS, ones_N, odd_N):
                         odd += np.uint32(v != np.float32(0)) - one
                     bits_NHWS[n, h, w, s] = word
         ones_N[n], odd_N[n] = ones, odd
+
+
+@numba.njit(**PARALLEL)
+def _pack_signed(x_NHWC, bits_NHWS, odd_N):
+    """Bits c for inputs that are 1, C + c for those that are -1; how many inputs are another number but 0."""
+    N, H, W, C = x_NHWC.shape
+    for n in numba.prange(N):
+        odd = 0
+        for h in range(H):
+            for w in range(W):
+                word = np.uint32(0)
+                for c in range(C):
+                    v = x_NHWC[n, h, w, c]
+                    up, down = np.uint32(v == np.float32(1)), np.uint32(v == np.float32(-1))
+                    word |= (up << np.uint32(c)) | (down << np.uint32(C + c))
+                    odd += np.uint32(v != np.float32(0)) - up - down
+                bits_NHWS[n, h, w, 0] = word
+        odd_N[n] = odd
 
 
 def _forward_kernel(vectors: int):
@@ -141,7 +164,6 @@ def fits(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor, padding: tuple[int, in
         and x_NCHW.dtype == weight_KCkk.dtype == torch.float32
         and tuple(weight_KCkk.shape[2:]) == (3, 3)
         and tuple(padding) == (1, 1)
-        and C >= 8
         and weight_KCkk.shape[0] % _TAP == 0
         and weight_KCkk.shape[0] % LANES == 0
         and N * H * W >= 1024
@@ -150,15 +172,19 @@ def fits(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor, padding: tuple[int, in
 
 
 def packed(x_NCHW: torch.Tensor, densest: float) -> torch.Tensor | None:
-    """The spikes as words [N, H, W, S] (int32), or None where an input is neither 0 nor 1, or more than `densest`
-    are 1.
+    """The spikes as words [N, H, W, S] (int32); None where an input is no spike, or more than `densest` fire.
+
+    Of at most `MOST_SIGNED` channels spikes are 1 and -1, and may be as dense as they like; else they are 1.
     """
     share_threads()
     x = x_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
     N, H, W, C = x.shape
     bits = np.empty((N, H, W, -(-C // WORD)), np.uint32)
     ones, odd = np.zeros(N, np.int64), np.zeros(N, np.int64)
-    _pack(x, bits, ones, odd)
+    if C <= MOST_SIGNED:
+        _pack_signed(x, bits, odd)
+    else:
+        _pack(x, bits, ones, odd)
     if odd.any() or ones.sum() > densest * x.size:
         return None
     return torch.from_numpy(bits.view(np.int32))
@@ -172,8 +198,9 @@ def convolution(bits_NHWS: torch.Tensor, weight_KCkk: torch.Tensor) -> torch.Ten
     vectors = next(v for v in _FORWARD if K % (v * LANES) == 0)
     block = vectors * LANES
     weight = weight_KCkk.detach()
-    if C < S * WORD:
-        weight = torch.cat([weight, weight.new_zeros(K, S * WORD - C, 3, 3)], 1)
+    weight = torch.cat([weight, -weight], 1) if C <= MOST_SIGNED else weight
+    if weight.shape[1] < S * WORD:
+        weight = torch.cat([weight, weight.new_zeros(K, S * WORD - weight.shape[1], 3, 3)], 1)
     blocks = weight.reshape(K // block, block, S, WORD, 3, 3).permute(0, 2, 4, 5, 3, 1).contiguous()
     out = empty(N, H, W, K, dtype=torch.float32)
     _FORWARD[vectors](bits_NHWS.numpy().view(np.uint32), blocks.numpy(), out.numpy())
@@ -190,5 +217,7 @@ def weight_gradient(bits_NHWS: torch.Tensor, grad_NKHW: torch.Tensor, channels: 
     rows = max(1, min(H, _TILE // W))
     sums = empty(parts, K // _TAP, C, 9 * _TAP, dtype=torch.float32)
     _weight_gradient(bits_NHWS.numpy().view(np.uint32), grad, rows, sums.numpy())
-    whole = sums.sum(0).view(K // _TAP, C, 3, 3, _TAP)[:, :channels]
-    return whole.permute(0, 4, 1, 2, 3).reshape(K, channels, 3, 3)
+    whole = sums.sum(0).view(K // _TAP, C, 3, 3, _TAP).permute(0, 4, 1, 2, 3).reshape(K, C, 3, 3)
+    if channels <= MOST_SIGNED:
+        return whole[:, :channels] - whole[:, channels : 2 * channels]
+    return whole[:, :channels]

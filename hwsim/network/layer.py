@@ -88,9 +88,9 @@ def _fast(x, weight, padding) -> ModuleType | None:
     """The CPU's fast convolution, or None where torch's own is to be used (other devices, shapes, float64)."""
     if x.device.type != "cpu" or choose(x.device).name != "cpu":
         return None
-    from hwsim.network import conv_cpu, image_conv_cpu
+    from hwsim.network import conv_cpu
 
-    return next((way for way in (conv_cpu, image_conv_cpu) if way.fits(x, weight, padding)), None)
+    return conv_cpu if conv_cpu.fits(x, weight, padding) else None
 
 
 def convolve(
