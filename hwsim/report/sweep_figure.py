@@ -1,8 +1,12 @@
 """The figure of a sweep: what the networks reach over the swept values, and below it what a sample costs."""
 
+import textwrap
 from collections.abc import Sequence
 
 from hwsim.report.plot import canvas, png
+
+UNITS = (("mJ", 1e9), ("uJ", 1e6), ("nJ", 1e3), ("pJ", 1.0))
+"""Unit of energy → how many pJ it has, largest first."""
 
 
 def sweep_figure(rows: Sequence[dict], title: str) -> bytes:
@@ -15,11 +19,13 @@ def sweep_figure(rows: Sequence[dict], title: str) -> bytes:
     priced = any(r["energy_pj_mean"] != "" for r in rows)
     figure = canvas(1.2 + 3.4 * len(names), 6.0 if priced else 3.4)
     panels = figure.subplots(2 if priced else 1, len(names), squeeze=False, sharex="col", sharey="row")
+    most = max((r["energy_pj_mean"] for r in rows if r["energy_pj_mean"] != ""), default=0.0)
+    unit, size = next(((u, n) for u, n in UNITS if most >= n), UNITS[-1])
     color = {c: f"C{i}" for i, c in enumerate(dict.fromkeys(_curve(r) for r in rows))}
     for column, name in enumerate(names):
         own = [r for r in rows if r["axis"] == name]
         values = list(dict.fromkeys(r["point"] for r in own))
-        for axes, what, scale in ((panels[0][column], "result", None), (panels[-1][column], "energy_pj", 1e-3)):
+        for axes, what, scale in ((panels[0][column], "result", None), (panels[-1][column], "energy_pj", 1 / size)):
             if what == "energy_pj" and not priced:
                 continue
             for curve in dict.fromkeys(_curve(r) for r in own):
@@ -31,9 +37,9 @@ def sweep_figure(rows: Sequence[dict], title: str) -> bytes:
     panels[0][0].set_ylabel("test accuracy (%)" if measure == "accuracy" else "loss")
     panels[0][0].legend(fontsize=7)
     if priced:
-        panels[1][0].set_ylabel("energy a sample (nJ)")
+        panels[1][0].set_ylabel(f"energy a sample ({unit})")
         panels[1][0].set_ylim(bottom=0)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, 20 + 42 * len(names)), fontsize=10)
     return png(figure)
 
 
