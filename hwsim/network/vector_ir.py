@@ -9,10 +9,18 @@ thread; torch 52 ms).
 
 import llvmlite.binding
 from llvmlite import ir
-from numba.core import types
+from numba.core import config, types
 from numba.extending import intrinsic
 
-WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
+
+def _has(feature: str) -> bool:
+    """Whether code is compiled for a processor with a feature: this machine, or that of NUMBA_CPU_FEATURES."""
+    if config.CPU_FEATURES is not None:
+        return f"+{feature}" in config.CPU_FEATURES.split(",")
+    return bool(llvmlite.binding.get_host_cpu_features().get(feature, False))
+
+
+WIDE = _has("avx512f")
 LANES = 16 if WIDE else 8
 """float32 numbers of a vector."""
 TAP_VECTORS = 2 if WIDE else 1
