@@ -60,14 +60,32 @@ def _runner(how: str, model: VggBntt) -> Callable:
     return StepwiseVgg(model) if how == "loop" else model.run
 
 
-def training_step(
-    how: str, *, net: str, width: float, size: int, steps: int, batch: int
-) -> Callable[[], tuple[float, float]]:
-    """A function that does one training step in one of the `WAYS` or `HYBRID_WAYS` and returns its seconds and loss."""
+def _given(net: str, width: float, size: int, steps: int, batch: int) -> tuple[VggBntt, torch.Tensor, torch.Generator]:
+    """The same network, images and generator of spikes for every way."""
     generator = torch.Generator().manual_seed(0)
     model = build(net, width=width, channels=3, size=(size, size), classes=10, steps=steps, generator=generator)
-    x = torch.randn(batch, 3, size, size, generator=generator)
-    y = torch.randint(10, (batch,), generator=generator)
+    return model, torch.randn(batch, 3, size, size, generator=generator), generator
+
+
+def _timed(how: str, work: Callable[[], float]) -> Callable[[], tuple[float, float]]:
+    """A function that does the work in one of the ways and returns its seconds and result."""
+
+    def once() -> tuple[float, float]:
+        lif.forced = "reference" if how == "folded" else "auto"
+        try:
+            start = time.perf_counter()
+            result = work()
+            return time.perf_counter() - start, result
+        finally:
+            lif.forced = "auto"
+
+    return once
+
+
+def training_step(how: str, **settings) -> Callable[[], tuple[float, float]]:
+    """A function that does one training step in one of the `WAYS` or `HYBRID_WAYS` and returns its seconds and loss."""
+    model, x, generator = _given(**settings)
+    y = torch.randint(10, (len(x),), generator=generator)
     if how in HYBRID_WAYS:
         on_device(model, how)
     chips = torch.Generator().manual_seed(1)
@@ -75,29 +93,20 @@ def training_step(
     owner = run if isinstance(run, nn.Module) else model
     optimizer = torch.optim.SGD(owner.parameters(), 0.01, 0.9, weight_decay=1e-4)
 
-    def step() -> tuple[float, float]:
-        lif.forced = "reference" if how == "folded" else "auto"
-        try:
-            start = time.perf_counter()
-            draw(model, chips)
-            loss = F.cross_entropy(run(model.encode(x, generator))[0], y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            return time.perf_counter() - start, loss.item()
-        finally:
-            lif.forced = "auto"
+    def step() -> float:
+        draw(model, chips)
+        loss = F.cross_entropy(run(model.encode(x, generator))[0], y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
 
-    return step
+    return _timed(how, step)
 
 
-def inference_pass(
-    how: str, *, net: str, width: float, size: int, steps: int, batch: int
-) -> Callable[[], tuple[float, float]]:
+def inference_pass(how: str, **settings) -> Callable[[], tuple[float, float]]:
     """A function that runs a batch in evaluation mode in one of the `WAYS` and returns its seconds and a mean logit."""
-    generator = torch.Generator().manual_seed(0)
-    model = build(net, width=width, channels=3, size=(size, size), classes=10, steps=steps, generator=generator)
-    x = torch.randn(batch, 3, size, size, generator=generator)
+    model, x, generator = _given(**settings)
     for norm in model.modules():
         if isinstance(norm, BNTT):
             norm.momentum = 1.0
@@ -115,16 +124,10 @@ def inference_pass(
         run.eval()
 
     @torch.no_grad()
-    def once() -> tuple[float, float]:
-        lif.forced = "reference" if how == "folded" else "auto"
-        try:
-            start = time.perf_counter()
-            logits = run(model.encode(x, generator))[0]
-            return time.perf_counter() - start, logits.abs().mean().item()
-        finally:
-            lif.forced = "auto"
+    def once() -> float:
+        return run(model.encode(x, generator))[0].abs().mean().item()
 
-    return once
+    return _timed(how, once)
 
 
 def chips_pass(how: str, *, chips: int = CHIPS, **_) -> Callable[[], tuple[float, float]]:
@@ -144,16 +147,11 @@ def chips_pass(how: str, *, chips: int = CHIPS, **_) -> Callable[[], tuple[float
     network.place_stores(net, recipe, network.store(recipe, 1.0))
     stage = Evaluate(of=["vat"], chips=chips)
 
-    def once() -> tuple[float, float]:
-        lif.forced = "reference" if how == "folded" else "auto"
-        try:
-            start = time.perf_counter()
-            rows = list(over_chips(lambda chip: [net], range(chips), data, stage, 0, lambda images: None))
-            return time.perf_counter() - start, sum(row["accuracy"] for row in rows) / chips
-        finally:
-            lif.forced = "auto"
+    def once() -> float:
+        rows = list(over_chips(lambda chip: [net], range(chips), data, stage, 0, lambda images: None))
+        return sum(row["accuracy"] for row in rows) / chips
 
-    return once
+    return _timed(how, once)
 
 
 def _in_process(call: str, allocator: str) -> dict[str, list[float]] | float:
