@@ -30,7 +30,7 @@ from hwsim.network.workspace import empty
 
 WORD = 32
 """Channels of a word."""
-DENSEST = 0.45
+DENSEST = 0.33
 """Density of spikes above which Winograd's convolution is faster; where that does not fit, `DENSEST_DIRECT`."""
 DENSEST_DIRECT = 0.7
 MOST_SIGNED = 8
@@ -118,42 +118,47 @@ _FORWARD = {vectors: _forward_kernel(vectors) for vectors in (4, 2, 1)}
 
 
 @numba.njit(**PARALLEL)
-def _weight_gradient(bits_NHWS, grad_NHWK, rows, out_PJCL):
+def _weight_gradient(bits_NHWS, grad_NHWK, rows, together, out_PJCL):
+    """rows: of an image in a tile; together: images in a tile, more than one only where it holds them whole."""
     N, H, W, S = bits_NHWS.shape
     J, C = out_PJCL.shape[1], out_PJCL.shape[2]
     parts, line = out_PJCL.shape[0], (W + 2) * _TAP
     for p in numba.prange(parts):
-        tile = np.zeros((rows + 2) * line, np.float32)  # the gradients of a tile, zeros around the image
-        places = np.empty((C, rows * W), np.uint16)
+        tile = np.zeros(together * (rows + 2) * line, np.float32)  # the gradients, zeros around every image
+        places = np.empty((C, together * rows * W), np.uint16)
         count = np.zeros(C, np.int64)
         out, listed = out_PJCL[p].reshape(-1), places.reshape(-1)
         out[:] = np.float32(0)
-        for n in range(N * p // parts, N * (p + 1) // parts):
+        last = N * (p + 1) // parts
+        for first in range(N * p // parts, last, together):
+            images = min(together, last - first)
             for top in range(0, H, rows):
                 high = min(rows, H - top)
                 count[:] = 0
-                for h in range(high):
-                    for w in range(W):
-                        here = np.uint16(h * (W + 2) + w)
-                        for s in range(S):
-                            word = bits_NHWS[n, top + h, w, s]
-                            while word != 0:
-                                c = 32 * s + lowest_bit(word)
-                                places[c, count[c]] = here
-                                count[c] += 1
-                                word &= word - np.uint32(1)
+                for i in range(images):
+                    for h in range(high):
+                        for w in range(W):
+                            here = np.uint16((i * (rows + 2) + h) * (W + 2) + w)
+                            for s in range(S):
+                                word = bits_NHWS[first + i, top + h, w, s]
+                                while word != 0:
+                                    c = 32 * s + lowest_bit(word)
+                                    places[c, count[c]] = here
+                                    count[c] += 1
+                                    word &= word - np.uint32(1)
                 for j in range(J):
-                    for h in range(high + 2):
-                        y = top + h - 1
-                        if y < 0 or y >= H:
-                            tile[h * line : (h + 1) * line] = np.float32(0)
-                        else:
-                            for w in range(W):
-                                for k in range(_TAP):
-                                    tile[h * line + (w + 1) * _TAP + k] = grad_NHWK[n, y, w, j * _TAP + k]
+                    for i in range(images):
+                        for h in range(high + 2):
+                            y, o = top + h - 1, (i * (rows + 2) + h) * line
+                            if y < 0 or y >= H:
+                                tile[o : o + line] = np.float32(0)
+                            else:
+                                for w in range(W):
+                                    for k in range(_TAP):
+                                        tile[o + (w + 1) * _TAP + k] = grad_NHWK[first + i, y, w, j * _TAP + k]
                     for c in range(C):
                         o = (j * C + c) * 9 * _TAP
-                        add_taps(out, o, tile, listed, c * rows * W, count[c], line, TAP_VECTORS)
+                        add_taps(out, o, tile, listed, c * places.shape[1], count[c], line, TAP_VECTORS)
 
 
 def fits(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor, padding: tuple[int, int]) -> bool:
@@ -215,8 +220,9 @@ def weight_gradient(bits_NHWS: torch.Tensor, grad_NKHW: torch.Tensor, channels: 
     K, C = grad.shape[3], S * WORD
     parts = max(1, min(_PARTS, N, _PARTS_BYTES // (4 * 9 * K * C)))
     rows = max(1, min(H, _TILE // W))
+    together = max(1, _TILE // (H * W)) if rows == H else 1
     sums = empty(parts, K // _TAP, C, 9 * _TAP, dtype=torch.float32)
-    _weight_gradient(bits_NHWS.numpy().view(np.uint32), grad, rows, sums.numpy())
+    _weight_gradient(bits_NHWS.numpy().view(np.uint32), grad, rows, together, sums.numpy())
     whole = sums.sum(0).view(K // _TAP, C, 3, 3, _TAP).permute(0, 4, 1, 2, 3).reshape(K, C, 3, 3)
     if channels <= MOST_SIGNED:
         return whole[:, :channels] - whole[:, channels : 2 * channels]
