@@ -34,6 +34,9 @@ _FILTER = torch.kron(_G, _G).float()
 """G g G' as one matrix [36, 9] on the nine numbers of a filter; exact in float64, rounded once."""
 _CHUNK_BYTES = 6 * 2**20
 """Size of a chunk's transformed patches: they and their products stay in the second- and third-level cache."""
+_DEPTH = 96
+"""Tiles that a weight gradient sums at once: the transforms magnify its terms, short float32 sums lose less of them.
+Largest error, 128 images of 64 channels at 8x8: 8e-4 of gradients up to 223; with 512 tiles 13e-4; direct 1e-4."""
 
 
 @numba.njit(**PARALLEL)
@@ -196,7 +199,7 @@ def weight_gradient(x_NCHW: torch.Tensor, grad_NKHW: torch.Tensor) -> torch.Tens
     K = grad_NKHW.shape[1]
     x, e = _lines(x_NCHW), _lines(grad_NKHW).numpy()
     tiles = (H // 4) * (W // 4)
-    chunk = min(N, _chunk(tiles, max(C, K)))
+    chunk = min(N, _chunk(tiles, max(C, K)), max(1, _DEPTH // tiles))
     V, Q = (empty(36 * chunk * tiles * n, dtype=torch.float32) for n in (C, K))
     dU, more = torch.zeros(36, C, K), torch.empty(36, C, K)
     for start in range(0, N, chunk):
