@@ -124,7 +124,9 @@ def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> N
     """Resolve a recipe and do what the common options (`values`) want with it."""
     from hwsim.recipe.resolve import Request, resolve
 
-    asked = {k: values[k] for k in ("seed", "compute", "from_run", "smoke", "faithful")}
+    asked = {
+        k: values[k] for k in ("seed", "compute", "precision", "checkpoint_layers", "from_run", "smoke", "faithful")
+    }
     resolved = resolve(Request(name, options, list(values["sets"]), **asked))
     if values["show"]:
         from hwsim.recipe.show import shown

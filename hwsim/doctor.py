@@ -9,9 +9,9 @@ from hwsim.data.release import RELEASES
 from hwsim.data.windows import Window
 from hwsim.network.lif import choose
 from hwsim.recipe import manifest
+from hwsim.recipe.compute import compute_device
 from hwsim.recipe.integer_settings import Decolle, Pattern
 from hwsim.recipe.resolve import Request, resolve
-from hwsim.recipe.run import compute_device
 from hwsim.recipe.settings import Recipe, Train
 
 

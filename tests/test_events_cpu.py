@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.network import conv_cpu, events_cpu, layer, lif
+from hwsim.network import conv_cpu, convolution, events_cpu, lif
 from hwsim.network.layer import Conv2d
 from hwsim.network.vector_ir import LANES
 
@@ -224,7 +224,7 @@ def test_float64_goes_through_torch(monkeypatch):
     x = (torch.rand(4, 16, 64, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.2).double().requires_grad_()
     conv(x, 1).sum().backward()
     assert called == []
-    assert layer._fast(x.flatten(0, 1), conv.weight, conv.padding) is None
+    assert convolution._fast(x.flatten(0, 1), conv.weight, conv.padding) is None
 
 
 def test_spikes_are_kept_as_bits_for_the_backward_pass():

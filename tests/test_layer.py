@@ -213,3 +213,38 @@ def test_bntt_of_other_steps_is_refused(backend):
     for mode in (True, False):
         with pytest.raises(ValueError, match=r"gains of shape \(3, 4\), expected \(5, 4\)"):
             BNTT(3, 4).train(mode)(torch.randn(5, 2, 4, 3, 3), **NEURON)
+
+
+@pytest.mark.parametrize("parts", [0, 1, 4])
+def test_bf16_rounds_what_is_multiplied_and_nothing_else(parts, monkeypatch):
+    """Outputs and both gradients are those of rounded factors, with float32 sums, to half a unit of bf16 (2^-9)."""
+    monkeypatch.setattr("hwsim.network.lif.forced", "reference")
+    g = torch.Generator().manual_seed(parts)
+    conv = Conv2d(5, 7, precision="bf16")
+    x = torch.randint(0, 5, (2, 3, 5, 6, 6), generator=g) / 4 if parts else torch.randn(2, 3, 5, 6, 6, generator=g)
+    x = (x > 0.5).float() if parts == 1 else x
+    x.requires_grad_()
+    grad = torch.randn(2, 3, 7, 6, 6, generator=g)
+    y = conv(x, parts)
+    y.backward(grad)
+
+    def rounded(a):
+        return a.detach().bfloat16().double()
+
+    exact_x, exact_w = (rounded(a).requires_grad_() for a in (x, conv.weight))
+    exact_y = torch.nn.functional.conv2d(exact_x.flatten(0, 1), exact_w, padding=1).unflatten(0, (2, 3))
+    exact_y.backward(rounded(grad))
+    assert y.dtype == x.grad.dtype == conv.weight.grad.dtype == torch.float32
+    for found, exact in ((y, exact_y), (x.grad, exact_x.grad), (conv.weight.grad, exact_w.grad)):
+        assert (found.double() - exact).abs().max() <= 2**-8 * exact.abs().max()
+    assert not torch.equal(y, Conv2d.forward(_with_weight(Conv2d(5, 7), conv.weight), x, parts))
+
+
+def _with_weight(conv, weight):
+    conv.weight = torch.nn.Parameter(weight.detach().clone())
+    return conv
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(ValueError, match="precision: found 'fp8'; it can be float32, tf32, bf16"):
+        Conv2d(1, 1, precision="fp8")

@@ -552,3 +552,17 @@ def test_any_text_survives_being_shown(text):
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none())
 def test_any_scalar_survives_being_shown_also_to_other_readers(value):
     assert parse_yaml(f"a: {_flow(value)}", "f").data == {"a": value} == yaml.safe_load(f"a: {_flow(value)}")
+
+
+def test_precision_and_checkpoint_layers_are_options_of_every_recipe():
+    assert at(Request(TINY, precision="bf16"), "precision") == ("bf16", "--precision")
+    assert at(Request(TINY, checkpoint_layers=True), "checkpoint_layers") == (True, "--checkpoint-layers")
+    assert resolve(Request(TINY)).recipe.precision == "float32"
+
+
+@pytest.mark.parametrize("name", ["bitnet", "pattern"])
+def test_precision_is_refused_where_it_means_nothing(name):
+    with pytest.raises(ConfigError, match="precision: found bf16.*leave it out"):
+        resolve(Request(name, precision="bf16"))
+    with pytest.raises(ConfigError, match="checkpoint_layers: is for networks of BNTT layers"):
+        resolve(Request(name, checkpoint_layers=True))

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from hwsim.network.bitnet_neuron import Rewound, fire, or_pool, refire, start
-from hwsim.network.layer import convolve
+from hwsim.network.convolution import convolve
 
 MEMORY = ("full", "two-pass", "segments", "bits")
 _PADDING = (1, 1)

@@ -40,7 +40,8 @@ class VggBntt(nn.Module):
 
     plan, hidden: as in `PLANS`; hidden is the width of fc1. channels, size: the input image. steps: T. coding: poisson,
     direct or repeat (`encode.py`). leak, leak_rule: what a membrane keeps, as `lif.convention` understands it.
-    threshold: firing threshold.
+    threshold: firing threshold. precision: what the convolutions multiply, see `convolution.PRECISIONS`.
+    checkpoint_layers: keep each layer's spikes alone for the backward pass, and compute its currents again.
 
     Initial weights: Xavier uniform, a = gain sqrt(6 / (fan_in + fan_out)), drawn from `generator`.
     Raises `ConfigError` if the plan pools more often than the image allows, `ValueError` for an unknown word.
@@ -61,6 +62,8 @@ class VggBntt(nn.Module):
         norm: str = "bntt",
         leak_rule: str = "plain",
         gain: float = 2.0,
+        precision: str = "float32",
+        checkpoint_layers: bool = False,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
@@ -68,12 +71,13 @@ class VggBntt(nn.Module):
             raise ValueError(f"norm: found '{norm}'; it can be {', '.join(NORMS)}")
         self.steps, self.coding, self.norm, self.threshold = steps, coding, norm, threshold
         self.leak, self.drive = convention(leak_rule, leak)
+        self.checkpoint_layers = checkpoint_layers
         self.blocks: list[tuple[str, str, str]] = []
         height, width, fan_in = *size, channels
         for item in plan:
             if isinstance(item, int):
                 name = str(len(self.blocks) + 1)
-                self.add_module(f"conv{name}", Conv2d(fan_in, item))
+                self.add_module(f"conv{name}", Conv2d(fan_in, item, precision=precision))
                 self.blocks.append((f"conv{name}", self._add_neuron(name, item), ""))
                 fan_in = item
                 continue

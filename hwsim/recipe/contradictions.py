@@ -28,11 +28,22 @@ def contradictions(recipe: Recipe, data: Any, profiles: Sequence[str] = ()) -> I
     unset = any(isinstance(s, Load) and s.run is None for s in recipe.stages.values())
     if not unset and not recipe.is_integer:  # the run will say what the device is
         yield from _device(recipe)
+    yield from _computing(recipe)
     yield from _prices(recipe)
     yield from misplaced(recipe)
     yield from bitnet_contradictions(recipe)
     yield from coding_contradictions(recipe)
     yield from _declared(recipe, data, profiles)
+
+
+def _computing(recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    of = "integer networks" if recipe.is_integer else recipe.net.name
+    if not (recipe.is_integer or recipe.net.is_bitnet or recipe.net.is_ordinary):
+        return
+    if recipe.precision != "float32":
+        yield ("precision",), f"found {recipe.precision}; {of} compute in float32 or whole numbers only: leave it out"
+    if recipe.checkpoint_layers:
+        yield ("checkpoint_layers",), f"is for networks of BNTT layers, not for {of}; leave it out"
 
 
 def layer_names(net: Net) -> list[str]:

@@ -48,4 +48,6 @@ def _key(recipe: Recipe, checksum: str, compute: str, settings: dict, parents: l
         "augment": recipe.data.augment, "device": device.model_dump(exclude={"card"}),
         "card": load_card(device.card).hash, "compute": compute,
     }  # fmt: skip
+    if recipe.precision != "float32":  # written so that older runs are found again
+        shared["precision"] = recipe.precision
     return content_hash({"shared": shared, "stage": settings, "parents": parents})

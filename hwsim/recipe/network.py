@@ -36,7 +36,7 @@ def fresh(recipe: Recipe, data: ImageData, device: torch.device, *purpose: str) 
     return build(
         net.name, width=net.width, channels=channels, size=tuple(size), classes=data.classes, steps=net.steps,
         coding=net.encode, leak=net.leak, threshold=net.threshold, norm=net.norm, leak_rule=net.rule,
-        gain=net.initial_gain,
+        gain=net.initial_gain, precision=recipe.precision, checkpoint_layers=recipe.checkpoint_layers,
         generator=generator(recipe.seed, "initial weights", *purpose),
     ).to(device)  # fmt: skip
 

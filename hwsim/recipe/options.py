@@ -16,6 +16,10 @@ COMMON = [
     ),
     click.Option(["--seed"], metavar="N", help="Seed of initial weights, batches and chips."),
     click.Option(["--device", "compute"], metavar="auto|cpu|cuda", help="Where to compute."),
+    click.Option(["--precision"], metavar="float32|tf32|bf16", help="Numbers that convolutions multiply."),
+    click.Option(
+        ["--checkpoint-layers"], is_flag=True, help="Compute currents again in the backward pass: less memory, slower."
+    ),
     click.Option(["--runs"], default="runs", show_default=True, metavar="DIR", help="Folder of the runs."),
     click.Option(
         ["--from", "from_run"], metavar="RUN", help="Start from a finished run's network in place of the first stage."

@@ -33,6 +33,8 @@ class Request:
     """`place=value` texts of `--set`."""
     seed: str | int | None = None
     compute: str | None = None
+    precision: str | None = None
+    checkpoint_layers: bool = False
     from_run: str | None = None
     smoke: bool = False
     faithful: bool = False
@@ -88,6 +90,10 @@ def resolve(request: Request) -> Resolved:
             document.set(("seed",), value, "--seed")
     if request.compute is not None:
         document.set(("compute",), request.compute, "--device")
+    if request.precision is not None:
+        document.set(("precision",), request.precision, "--precision")
+    if request.checkpoint_layers:
+        document.set(("checkpoint_layers",), True, "--checkpoint-layers")
     for text in request.sets:
         place, equals, value_text = text.partition("=")
         if not equals:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hwsim.config import ConfigError, content_hash
+from hwsim.config import content_hash
 from hwsim.data.image import ImageData, load_images
 from hwsim.device.card import load_card
 from hwsim.device.pricelist import Prices
@@ -22,6 +22,7 @@ from hwsim.recipe.bitnet_settings import Curve
 from hwsim.recipe.checkpoint import FORMAT, read_json, write_json
 from hwsim.recipe.coding_settings import Attack, Exit, Published
 from hwsim.recipe.codings import Point, measure_grid, train_grid
+from hwsim.recipe.compute import compute_device
 from hwsim.recipe.convert import convert
 from hwsim.recipe.convert_settings import Convert
 from hwsim.recipe.evaluate import over_chips
@@ -59,21 +60,13 @@ class Results:
     timing: dict[str, list[dict]] = field(default_factory=dict)
 
 
-def compute_device(wanted: str) -> torch.device:
-    """The torch device of a recipe's `compute`. Raises `ConfigError` if CUDA is asked where there is none."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
-        raise ConfigError([f"compute: found cuda, but {why}; use --device cpu, or install a CUDA build of torch"])
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
-
-
 class Run:
     """One execution of a recipe."""
 
     def __init__(self, resolved: Resolved, runs: Path, progress: Progress):
         self.resolved, self.progress = resolved, progress
         self.recipe: Recipe = resolved.recipe
-        self.device = compute_device(self.recipe.compute)
+        self.device = compute_device(self.recipe.compute, self.recipe.precision)
         self.backend = choose(self.device)
         self._prepare()
         self.keys = self._keys()

@@ -267,6 +267,10 @@ class Recipe(Settings):
     """Seed of initial weights, batches and chips."""
     compute: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Numbers that are multiplied in convolutions; states, statistics and weights stay float32. tf32: CUDA only."""
+    checkpoint_layers: bool = False
+    """Keep only the spikes of each layer for the backward pass and compute its currents again: less memory, slower."""
     net: Net = Net()
     """The network."""
     data: Data = Data()

@@ -4,6 +4,7 @@ Every point is an ordinary run, found again when it is finished; all points are 
 so a mistake in one costs nothing.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,10 +98,7 @@ def points(base: Request, axes: Sequence[Axis], seeds: int) -> list[Point]:
 
 
 def _request(base: Request, axis: Axis, value: str, seed: str | int | None) -> Request:
-    return Request(
-        base.name, {**base.options, **dict.fromkeys(axis.options, value)}, base.sets, seed, base.compute, base.from_run,
-        base.smoke, base.faithful,
-    )  # fmt: skip
+    return dataclasses.replace(base, options={**base.options, **dict.fromkeys(axis.options, value)}, seed=seed)
 
 
 def sweep(every: Sequence[Point], runs: Path, progress: Progress) -> Iterator[list[dict]]:
