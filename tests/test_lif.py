@@ -409,6 +409,7 @@ def test_the_choice_of_a_backend_has_a_reason(monkeypatch):
 def test_without_numba_plain_torch_runs_and_says_so(monkeypatch):
     monkeypatch.delattr(hwsim.network, "lif_cpu")
     monkeypatch.setitem(sys.modules, "hwsim.network.lif_cpu", None)
+    monkeypatch.setattr(lif, "_chosen", lif._chosen.__wrapped__)  # the answer of before is remembered
     backend = choose("cpu")
     assert (backend.name, backend.module) == ("reference", None)
     assert backend.reason.startswith("numba cannot be imported")

@@ -54,7 +54,7 @@ def dorefa(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     (tensor([-1.,  1.,  1.]), tensor(0.3000))
     """
     if bits == 1:
-        return (weight >= 0).to(weight.dtype) * 2 - 1, weight.abs().mean()
+        return (weight >= 0).to(weight.dtype).mul_(2).sub_(1), weight.abs().mean()
     n = 2**bits - 1
     squashed = torch.tanh(weight)
     top = squashed.abs().amax()

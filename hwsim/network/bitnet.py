@@ -17,7 +17,7 @@ T steps, B batch, C channels, H W image, K classes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from hwsim.network.arrivals import arrived, fired, joined
 from hwsim.network.bitnet_memory import MEMORY, Membranes, Way, counts, layers, segment_length
 from hwsim.network.bitnet_neuron import SURROGATES
 from hwsim.network.layer import Conv2d, Linear
+from hwsim.network.share import Share
 
 CHANNELS = (64, 64, 128, 256, 512)
 """Channels of begin, layer1 … layer4 at fs = 1."""
@@ -127,6 +128,15 @@ class Bitnet(nn.Module):
         spikes, trace, _ = self.over_time(x_1BCHW, account=account)
         return rates(spikes), trace
 
+    def lead(self, x_1BCHW: torch.Tensor, is_fixed: Callable[[nn.Module], bool]) -> tuple:
+        """The beginning of a pass, which `follow` ends: (image, currents of begin, or None where they move)."""
+        return x_1BCHW, self.begin(x_1BCHW) if is_fixed(self.begin) else None
+
+    def follow(self, at: tuple) -> torch.Tensor:
+        """Rates [B, K] of a pass that `lead` began: `run`, bit for bit."""
+        x_1BCHW, drive = at
+        return rates(self.over_time(x_1BCHW, drive=drive)[0])
+
     @torch.no_grad()
     def over_time(
         self,
@@ -134,17 +144,19 @@ class Bitnet(nn.Module):
         steps: int | None = None,
         state: Sequence[torch.Tensor] = (),
         account: Sequence[int] | None = None,
+        drive: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, dict], list[torch.Tensor]]:
         """(mlp1's spikes [steps, B, K], trace, membranes after) of encoded images, in segments, without gradient.
 
-        steps: more or fewer than T if wanted. state: membranes that an earlier call left, to go on from there.
+        steps: more or fewer than T if wanted. state: membranes that an earlier call left, to go on from there. drive:
+        currents of begin, where they are known.
         trace: layer → `neurons` an image and `spikes` [steps]; `pooled_neurons` and `pooled_spikes`, the same behind
         the pool; with `account` also all of `arrivals.py`. Raises `ValueError` for a state of another batch size.
         """
         if any(len(m) != x_1BCHW.shape[1] for m in state):
             raise ValueError(f"over_time: a state of {len(state[0])} images for {x_1BCHW.shape[1]} images")
         weights = self._weights()
-        drive = self.begin(x_1BCHW)
+        drive = self.begin(x_1BCHW) if drive is None else drive
         neurons, out, parts = Membranes(self.surrogate, state), [], {name: [] for name in LAYERS}
         for number, length in enumerate(Way(self.pools, steps or self.steps, segment=AT_ONCE).lengths):
             run = layers(self.pools, drive, weights, neurons.fire(length))
@@ -172,12 +184,21 @@ class Bitnet(nn.Module):
 
     def criterion(self, rates_BK: torch.Tensor, y_B: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
         """Mean over the classes of the squared difference to one-hot; mean or sum over the batch."""
-        wanted = F.one_hot(y_B, rates_BK.shape[1]).to(rates_BK.dtype)
+        # Not F.one_hot, which looks at the labels and so waits for them.
+        wanted = (y_B[:, None] == torch.arange(rates_BK.shape[1], device=y_B.device)).to(rates_BK.dtype)
         loss = F.mse_loss(rates_BK, wanted, reduction=reduction)
         return loss / rates_BK.shape[1] if reduction == "sum" else loss
 
-    def losses(self, x_BCHW: torch.Tensor, y_B: torch.Tensor, generator: torch.Generator | None = None) -> Iterator:
-        """One loss a batch: `criterion` of the rates counts / T. Its backward runs the steps again where need be."""
+    def losses(
+        self, x_BCHW: torch.Tensor, y_B: torch.Tensor, generator: torch.Generator | None = None,
+        share: Share | None = None,
+    ) -> Iterator:  # fmt: skip
+        """One loss a batch: `criterion` of the rates counts / T. Its backward runs the steps again where need be.
+
+        share: this process runs its share of the batch; nothing is random.
+        """
+        if share is not None:
+            x_BCHW, y_B = share.of(x_BCHW), share.of(y_B)
         yield self.criterion(self.counts(x_BCHW) / self.steps, y_B)
 
 

@@ -21,7 +21,8 @@ def poisson_spikes(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     >>> poisson_spikes(torch.tensor([-1.0, 0.0, 3.0]), torch.tensor([0.5, 0.0, 0.9])).tolist()
     [-1.0, 0.0, 1.0]
     """
-    return torch.where(2 * u <= x.abs(), x.sign(), torch.zeros((), dtype=x.dtype, device=x.device))
+    # Halving is exact, and there are T times fewer images than draws.
+    return torch.where(u <= x.abs() / 2, x.sign(), torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 class _ExpectedPoisson(torch.autograd.Function):

@@ -24,6 +24,8 @@ import numba
 import numpy as np
 import torch
 
+from hwsim.network import table_cpu
+from hwsim.network.binary_ir import equal_words, population
 from hwsim.network.threads import PARALLEL, share_threads
 from hwsim.network.vector_ir import LANES, TAP_VECTORS, add_rows, add_taps, lowest_bit
 from hwsim.network.workspace import empty
@@ -45,20 +47,26 @@ _PARTS, _PARTS_BYTES = 16, 2**26
 
 @numba.njit(**PARALLEL)
 def _pack(x_NHWC, bits_NHWS, ones_N, odd_N):
-    """A bit for each input that is 1; how many, and how many inputs are neither 0 nor 1."""
+    """A bit for each input that is 1; how many, and odd where an image holds an input that is neither 0 nor 1."""
     N, H, W, C = x_NHWC.shape
+    x = x_NHWC.reshape(-1)
     for n in numba.prange(N):
-        ones, odd = 0, 0
+        ones, odd = 0, np.uint32(0)
         for h in range(H):
             for w in range(W):
                 for s in range(bits_NHWS.shape[3]):
-                    word = np.uint32(0)
-                    for c in range(min(32, C - 32 * s)):
-                        v = x_NHWC[n, h, w, 32 * s + c]
-                        one = np.uint32(v == np.float32(1))
-                        word |= one << np.uint32(c)
-                        ones += one
-                        odd += np.uint32(v != np.float32(0)) - one
+                    first, count = ((n * H + h) * W + w) * C + 32 * s, C - 32 * s
+                    word, rest = np.uint32(0), np.uint32(0)
+                    if count >= 32:
+                        word, two, three, four, rest = equal_words(x, first, np.float32(1))
+                        rest |= two | three | four
+                    else:
+                        for c in range(count):
+                            one = np.uint32(x[first + c] == np.float32(1))
+                            word |= one << np.uint32(c)
+                            rest |= np.uint32(x[first + c] != np.float32(0)) - one
+                    ones += population(word)
+                    odd |= rest
                     bits_NHWS[n, h, w, s] = word
         ones_N[n], odd_N[n] = ones, odd
 
@@ -79,6 +87,17 @@ def _pack_signed(x_NHWC, bits_NHWS, odd_N):
                     odd += np.uint32(v != np.float32(0)) - up - down
                 bits_NHWS[n, h, w, 0] = word
         odd_N[n] = odd
+
+
+@numba.njit(**PARALLEL)
+def _unpack(bits_NHWS, x_NHWC):
+    N, H, W, C = x_NHWC.shape
+    for n in numba.prange(N):
+        for h in range(H):
+            for w in range(W):
+                for c in range(C):
+                    word = bits_NHWS[n, h, w, c // 32]
+                    x_NHWC[n, h, w, c] = np.float32(word >> np.uint32(c % 32) & np.uint32(1))
 
 
 def _forward_kernel(vectors: int):
@@ -157,8 +176,9 @@ def _weight_gradient(bits_NHWS, grad_NHWK, rows, together, out_PJCL):
                                     for k in range(_TAP):
                                         tile[o + (w + 1) * _TAP + k] = grad_NHWK[first + i, y, w, j * _TAP + k]
                     for c in range(C):
-                        o = (j * C + c) * 9 * _TAP
-                        add_taps(out, o, tile, listed, c * places.shape[1], count[c], line, TAP_VECTORS)
+                        if count[c] > 0:
+                            o = (j * C + c) * 9 * _TAP
+                            add_taps(out, o, tile, listed, c * places.shape[1], count[c], line, TAP_VECTORS)
 
 
 def fits(x_NCHW: torch.Tensor, weight_KCkk: torch.Tensor, padding: tuple[int, int]) -> bool:
@@ -195,11 +215,21 @@ def packed(x_NCHW: torch.Tensor, densest: float) -> torch.Tensor | None:
     return torch.from_numpy(bits.view(np.int32))
 
 
+def unpacked(bits_NHWS: torch.Tensor, channels: int) -> torch.Tensor:
+    """The spikes, [N, C, H, W] with channels-last memory, of more than `MOST_SIGNED` channels."""
+    share_threads()
+    out = empty(*bits_NHWS.shape[:3], channels, dtype=torch.float32)
+    _unpack(bits_NHWS.numpy().view(np.uint32), out.numpy())
+    return out.permute(0, 3, 1, 2)
+
+
 def convolution(bits_NHWS: torch.Tensor, weight_KCkk: torch.Tensor) -> torch.Tensor:
     """conv2d(spikes, weight, padding=1), [N, K, H, W] with channels-last memory."""
     share_threads()
     N, H, W, S = bits_NHWS.shape
     K, C = weight_KCkk.shape[:2]
+    if C <= table_cpu.MOST:
+        return table_cpu.convolution(bits_NHWS[..., 0], weight_KCkk)
     vectors = next(v for v in _FORWARD if K % (v * LANES) == 0)
     block = vectors * LANES
     weight = weight_KCkk.detach()

@@ -20,12 +20,14 @@ runs is a rule: see `choose`.
 T steps, B batch, C channels, H W image, h w image after pooling. fc layers have H = W = 1.
 """
 
+import functools
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from hwsim.network.share import Share
 from hwsim.network.surrogate import triangle_step
 
 LEAK_RULES = ("plain", "complement", "swapped")
@@ -66,22 +68,26 @@ def choose(device: torch.device | str) -> Backend:
 
     Never silent: the name and the reason are printed by every run and kept in its manifest.
     """
-    device = torch.device(device)
-    if forced == "reference":
+    return _chosen(torch.device(device).type, forced)
+
+
+@functools.cache
+def _chosen(kind: str, wanted: str) -> Backend:
+    if wanted == "reference":
         return Backend("reference", "asked for", None)
-    if device.type == "cuda":
+    if kind == "cuda":
         from hwsim.network import lif_cuda as module
-    elif device.type == "cpu":
+    elif kind == "cpu":
         try:
             from hwsim.network import lif_cpu as module
         except ImportError as e:
             return Backend("reference", f"numba cannot be imported ({e}); slow for large networks", None)
     else:
-        return Backend("reference", f"there is no kernel for device '{device.type}'", None)
+        return Backend("reference", f"there is no kernel for device '{kind}'", None)
     runs, reason = module.available()
     if not runs:
         return Backend("reference", f"{reason}; slow for large networks", None)
-    return Backend(device.type, reason, module)
+    return Backend(kind, reason, module)
 
 
 def lif_bntt_reference(
@@ -112,33 +118,40 @@ def lif_bntt_reference(
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, gain, mean, var, eps, leak, threshold, pool, backend):
+    def forward(ctx, x, gain, mean, var, eps, leak, threshold, pool, backend, share):
         training = mean is None
         if training:
             mean, var = backend.statistics(x)
+            if share is not None:
+                mean, var = share.statistics(mean, var)
         invstd = 1 / torch.sqrt(var + eps)
         scale = gain * invstd
         shift = -mean * scale
-        out, count = backend.fire(x, scale, shift, leak, threshold, pool)
+        fire = backend.fire
+        if any(ctx.needs_input_grad) and hasattr(backend, "fire_and_keep"):
+            fire = backend.fire_and_keep  # with what the backward pass of the next layer needs of the spikes
+        out, count = fire(x, scale, shift, leak, threshold, pool)
         ctx.save_for_backward(x, mean, invstd, scale, shift)
-        ctx.rest = (leak, threshold, pool, training, backend)
+        ctx.rest = (leak, threshold, pool, training, share if training else None, backend)
         ctx.mark_non_differentiable(count, mean, var)
         return out, count, mean, var
 
     @staticmethod
     def backward(ctx, grad_out, *_):
         x, mean, invstd, scale, shift = ctx.saved_tensors
-        leak, threshold, pool, training, backend = ctx.rest
-        grad_x, grad_gain = backend.backward(grad_out, x, mean, invstd, scale, shift, leak, threshold, pool, training)
-        return grad_x, grad_gain, None, None, None, None, None, None, None
+        *how, backend = ctx.rest
+        grad_x, grad_gain = backend.backward(grad_out, x, mean, invstd, scale, shift, *how)
+        return grad_x, grad_gain, *[None] * 8
 
 
 def lif_bntt(
-    x_TBCHW, gain_TC, mean_TC=None, var_TC=None, *, eps: float, leak: float, threshold: float = 1.0, pool: int = 1
-):
+    x_TBCHW, gain_TC, mean_TC=None, var_TC=None, *, eps: float, leak: float, threshold: float = 1.0, pool: int = 1,
+    share: Share | None = None,
+):  # fmt: skip
     """Normalize, integrate, fire, reset and pool all steps of a layer, by the backend that `choose` gives.
 
     mean_TC, var_TC: running statistics (evaluation); None takes those of the batch (training). pool: 1 or 2.
+    share: x is a share of the batch, whose statistics are those of all processes; None: x is all of it.
     Returns (spikes [T, B, C, h, w], spikes per step [T], mean [T, C], biased variance [T, C]).
     Raises `ValueError` for what does not fit: the kernels do not check where they read.
     """
@@ -154,11 +167,13 @@ def lif_bntt(
     if backend.module is None:
         if mean_TC is None:
             var_TC, mean_TC = torch.var_mean(x_TBCHW, (1, 3, 4), correction=0)
+            if share is not None:
+                mean_TC, var_TC = share.statistics(mean_TC, var_TC)
         out, count = lif_bntt_reference(
             x_TBCHW, gain_TC, mean_TC, var_TC, eps=eps, leak=leak, threshold=threshold, pool=pool
         )
         return out, count, mean_TC.detach(), var_TC.detach()
-    return _Fused.apply(x_TBCHW, gain_TC, mean_TC, var_TC, eps, leak, threshold, pool, backend.module)
+    return _Fused.apply(x_TBCHW, gain_TC, mean_TC, var_TC, eps, leak, threshold, pool, backend.module, share)
 
 
 def lif(x_TBCHW, *, leak: float, drive: float = 1.0, threshold: float = 1.0, pool: int = 1):
@@ -167,7 +182,8 @@ def lif(x_TBCHW, *, leak: float, drive: float = 1.0, threshold: float = 1.0, poo
     It is `lif_bntt` with mean 0, variance 1 and eps 0, which changes no bit of drive x_t, on the same backends.
     """
     T, _, C, _, _ = x_TBCHW.shape
-    zero, one = x_TBCHW.new_zeros(T, C), x_TBCHW.new_ones(T, C)
+    state = torch.float32 if x_TBCHW.dtype == torch.bfloat16 else x_TBCHW.dtype
+    zero, one = x_TBCHW.new_zeros(T, C, dtype=state), x_TBCHW.new_ones(T, C, dtype=state)
     settings = {"eps": 0.0, "leak": leak, "threshold": threshold, "pool": pool}
     out, count, _, _ = lif_bntt(x_TBCHW, drive * one, zero, one, **settings)
     return out, count

@@ -24,91 +24,103 @@ from hwsim.network.workspace import empty
 
 
 @numba.njit(**PARALLEL)
-def _sums(x_TBHWC, shift_TC, sum_BTC, square_BTC):
+def _sums(x_TBHWC, shift_TC, sum_PTC, square_PTC):
     T, B, H, W, C = x_TBHWC.shape
-    for b in numba.prange(B):
-        for t in range(T):
-            for h in range(H):
-                for w in range(W):
-                    for c in range(C):
-                        d = np.float64(x_TBHWC[t, b, h, w, c]) - shift_TC[t, c]
-                        sum_BTC[b, t, c] += d
-                        square_BTC[b, t, c] += d * d
+    parts = len(sum_PTC)
+    for p in numba.prange(parts):
+        sum_PTC[p] = 0.0
+        square_PTC[p] = 0.0
+        for b in range(B * p // parts, B * (p + 1) // parts):
+            for t in range(T):
+                for h in range(H):
+                    for w in range(W):
+                        for c in range(C):
+                            d = np.float64(x_TBHWC[t, b, h, w, c]) - shift_TC[t, c]
+                            sum_PTC[p, t, c] += d
+                            square_PTC[p, t, c] += d * d
 
 
 @numba.njit(**PARALLEL)
-def _fire(x_TBHWC, scale_TC, shift_TC, numbers, pool, out_TBhwC, count_BT):
+def _fire(x_TBHWC, scale_TC, shift_TC, numbers, pool, out_TBhwC, count_PT):
     leak, threshold, one, share = numbers[0], numbers[1], numbers[2], numbers[3]
     zero = one - one
     T, B, H, W, C = x_TBHWC.shape
     h_out, w_out = out_TBhwC.shape[2], out_TBhwC.shape[3]
-    for b in numba.prange(B):
+    parts = len(count_PT)
+    for p in numba.prange(parts):
         u = np.empty((2, W, C), x_TBHWC.dtype)
-        for top in range(0, H, 2):
-            rows = min(2, H - top)
-            u[:] = zero
-            for t in range(T):
-                for r in range(rows):
-                    for w in range(W):
-                        y, x = (top + r) // pool, w // pool
-                        inside = y < h_out and x < w_out
-                        first = (top + r) % pool == 0 and w % pool == 0
-                        fired = np.int32(0)
-                        for c in range(C):
-                            pre = leak * u[r, w, c] + (x_TBHWC[t, b, top + r, w, c] * scale_TC[t, c] + shift_TC[t, c])
-                            spike = one if pre / threshold - one > zero else zero
-                            u[r, w, c] = pre - threshold * spike
-                            fired += np.int32(spike)
-                            if inside:
-                                before = zero if first else out_TBhwC[t, b, y, x, c]
-                                out_TBhwC[t, b, y, x, c] = before + share * spike
-                        count_BT[b, t] += fired
+        for b in range(B * p // parts, B * (p + 1) // parts):
+            for top in range(0, H, 2):
+                rows = min(2, H - top)
+                u[:] = zero
+                for t in range(T):
+                    for r in range(rows):
+                        for w in range(W):
+                            y, x = (top + r) // pool, w // pool
+                            inside = y < h_out and x < w_out
+                            first = (top + r) % pool == 0 and w % pool == 0
+                            fired = np.int32(0)
+                            for c in range(C):
+                                y_c = x_TBHWC[t, b, top + r, w, c] * scale_TC[t, c] + shift_TC[t, c]
+                                pre = leak * u[r, w, c] + y_c
+                                spike = one if pre / threshold - one > zero else zero
+                                u[r, w, c] = pre - threshold * spike
+                                fired += np.int32(spike)
+                                if inside:
+                                    before = zero if first else out_TBhwC[t, b, y, x, c]
+                                    out_TBhwC[t, b, y, x, c] = before + share * spike
+                            count_PT[p, t] += fired
 
 
 @numba.njit(**PARALLEL)
 def _membrane_gradient(
-    grad_TBhwC, x_TBHWC, mean_TC, invstd_TC, scale_TC, shift_TC, numbers, pool, dm_TBHWC, sum_BTC, dot_BTC
+    grad_TBhwC, x_TBHWC, mean_TC, invstd_TC, scale_TC, shift_TC, numbers, pool, dm_TBHWC, sum_PTC, dot_PTC
 ):
     leak, threshold, one, share, slope = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     zero = one - one
     T, B, H, W, C = x_TBHWC.shape
     h_out, w_out = grad_TBhwC.shape[2], grad_TBhwC.shape[3]
-    for b in numba.prange(B):
+    parts = len(sum_PTC)
+    for p in numba.prange(parts):
         u = np.empty((2, W, C), x_TBHWC.dtype)
         v = np.empty((T, 2, W, C), x_TBHWC.dtype)
         total = np.empty(C, x_TBHWC.dtype)
         dot = np.empty(C, x_TBHWC.dtype)
-        for top in range(0, H, 2):
-            rows = min(2, H - top)
-            u[:] = zero
-            for t in range(T):
-                for r in range(rows):
-                    for w in range(W):
-                        for c in range(C):
-                            pre = leak * u[r, w, c] + (x_TBHWC[t, b, top + r, w, c] * scale_TC[t, c] + shift_TC[t, c])
-                            above = pre / threshold - one
-                            v[t, r, w, c] = above
-                            u[r, w, c] = pre - threshold * (one if above > zero else zero)
-            u[:] = zero  # from here on: the gradient that flows back through the membrane
-            for t in range(T - 1, -1, -1):
-                total[:] = zero
-                dot[:] = zero
-                for r in range(rows):
-                    for w in range(W):
-                        y, x = (top + r) // pool, w // pool
-                        inside = one if y < h_out and x < w_out else zero
-                        y, x = min(y, h_out - 1), min(x, w_out - 1)
-                        for c in range(C):
-                            near = max(zero, one - abs(v[t, r, w, c]))
-                            g = inside * share * grad_TBhwC[t, b, y, x, c]
-                            dm = g * (slope * near / threshold) + leak * u[r, w, c]
-                            u[r, w, c] = dm
-                            dm_TBHWC[t, b, top + r, w, c] = dm
-                            total[c] += dm
-                            dot[c] += dm * ((x_TBHWC[t, b, top + r, w, c] - mean_TC[t, c]) * invstd_TC[t, c])
-                for c in range(C):
-                    sum_BTC[b, t, c] += total[c]
-                    dot_BTC[b, t, c] += dot[c]
+        sum_PTC[p] = 0.0
+        dot_PTC[p] = 0.0
+        for b in range(B * p // parts, B * (p + 1) // parts):
+            for top in range(0, H, 2):
+                rows = min(2, H - top)
+                u[:] = zero
+                for t in range(T):
+                    for r in range(rows):
+                        for w in range(W):
+                            for c in range(C):
+                                y_c = x_TBHWC[t, b, top + r, w, c] * scale_TC[t, c] + shift_TC[t, c]
+                                pre = leak * u[r, w, c] + y_c
+                                above = pre / threshold - one
+                                v[t, r, w, c] = above
+                                u[r, w, c] = pre - threshold * (one if above > zero else zero)
+                u[:] = zero  # from here on: the gradient that flows back through the membrane
+                for t in range(T - 1, -1, -1):
+                    total[:] = zero
+                    dot[:] = zero
+                    for r in range(rows):
+                        for w in range(W):
+                            y, x = (top + r) // pool, w // pool
+                            inside = one if y < h_out and x < w_out else zero
+                            y, x = min(y, h_out - 1), min(x, w_out - 1)
+                            for c in range(C):
+                                near = max(zero, one - abs(v[t, r, w, c]))
+                                g = inside * share * grad_TBhwC[t, b, y, x, c]
+                                dm = g * (slope * near / threshold) + leak * u[r, w, c]
+                                u[r, w, c] = dm
+                                dm_TBHWC[t, b, top + r, w, c] = dm
+                                total[c] += dm
+                                dot[c] += dm * ((x_TBHWC[t, b, top + r, w, c] - mean_TC[t, c]) * invstd_TC[t, c])
+                    for c in range(C):
+                        sum_PTC[p, t, c] += total[c]
+                        dot_PTC[p, t, c] += dot[c]
 
 
 @numba.njit(**PARALLEL)
@@ -126,6 +138,31 @@ def _combine(dm_TBHWC, x_TBHWC, by_dm_TC, by_x_TC, plus_TC):
                         )
 
 
+@numba.njit(cache=True, nogil=True)
+def _moments(shift_TC, sum_PTC, square_PTC, n, mean_TC, var_TC):
+    """Mean and biased variance of n numbers from the parts' sums of x - shift and of its square."""
+    parts, T, C = sum_PTC.shape
+    for t in range(T):
+        for c in range(C):
+            d, square = 0.0, 0.0
+            for p in range(parts):
+                d += sum_PTC[p, t, c]
+                square += square_PTC[p, t, c]
+            d /= n
+            mean_TC[t, c] = d + shift_TC[t, c]
+            var_TC[t, c] = max(square / n - d * d, 0.0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _added(part_PTC, out_TC):
+    """The sum of the parts."""
+    out_TC[:] = 0.0
+    for p in range(len(part_PTC)):
+        out_TC += part_PTC[p]
+
+
+_PARTS = 16
+"""Groups of images whose sums are kept apart, and added in a fixed order."""
 _TOGETHER = 8
 """Images of one place that stand in a row, if the batch is a multiple."""
 
@@ -163,18 +200,23 @@ def _numbers(x: torch.Tensor, leak: float, threshold: float, pool: int, slope: f
     return np.array([leak, threshold, 1.0, 1.0 / (pool * pool), slope], _last(x[:0]).dtype)
 
 
+def _apart(x_TBHWC: np.ndarray) -> np.ndarray:
+    """Room for two sums of every part of the batch, [2, P, T, C]."""
+    T, B, _, _, C = x_TBHWC.shape
+    return np.empty((2, min(B, _PARTS), T, C))
+
+
 def statistics(x_TBCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance over B, H, W of every time step and channel, summed in float64."""
     share_threads()
     x = _last(x_TBCHW, _together(x_TBCHW))
     T, B, H, W, C = x.shape
     shift = x[:, 0, 0, 0, :].astype(np.float64)
-    total, square = np.zeros((B, T, C)), np.zeros((B, T, C))
+    total, square = _apart(x)
     _sums(x, shift, total, square)
-    n = B * H * W  # of the regrouped images as well
-    d = total.sum(0) / n
-    var = np.maximum(square.sum(0) / n - d * d, 0.0)
-    return torch.from_numpy(d + shift).to(x_TBCHW.dtype), torch.from_numpy(var).to(x_TBCHW.dtype)
+    mean, var = np.empty((2, T, C), x.dtype)
+    _moments(shift, total, square, B * H * W, mean, var)  # as many numbers as of the images that stand in rows
+    return torch.from_numpy(mean), torch.from_numpy(var)
 
 
 def fire(x_TBCHW, scale_TC, shift_TC, leak: float, threshold: float, pool: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,26 +226,37 @@ def fire(x_TBCHW, scale_TC, shift_TC, leak: float, threshold: float, pool: int) 
     out = _empty(x_TBCHW, T, B, C, H // pool, W // pool)
     rows = _together(x_TBCHW) if pool == 1 else 1
     x = _last(x_TBCHW, rows)
-    count = np.zeros((x.shape[1], T), np.int64)
+    count = np.zeros((min(x.shape[1], _PARTS), T), np.int64)
     numbers = _numbers(x_TBCHW, leak, threshold, pool)
     _fire(x, scale_TC.contiguous().numpy(), shift_TC.contiguous().numpy(), numbers, pool, _last(out, rows), count)
     return out, torch.from_numpy(count.sum(0))
 
 
-def backward(grad_out, x_TBCHW, mean_TC, invstd_TC, scale_TC, shift_TC, leak, threshold, pool, training):
-    """Gradients of the currents [T, B, C, H, W] and of the BNTT gains [T, C]; the membrane is recomputed from x."""
+def backward(grad_out, x_TBCHW, mean_TC, invstd_TC, scale_TC, shift_TC, leak, threshold, pool, training, share=None):
+    """Gradients of the currents [T, B, C, H, W] and of the BNTT gains [T, C]; the membrane is recomputed from x.
+
+    share: x is a process's share of the batch that the statistics are of.
+    """
     from hwsim.network.surrogate import TRIANGLE_SLOPE
 
     share_threads()
     T, B, C, H, W = x_TBCHW.shape
     rows = _together(x_TBCHW) if pool == 1 else 1
     x, grad_x = _last(x_TBCHW, rows), _empty(x_TBCHW, T, B, C, H, W)
-    dm, total, dot = _last(grad_x, rows), *(np.zeros((x.shape[1], T, C)) for _ in range(2))
+    dm, total, dot = _last(grad_x, rows), *_apart(x)
     numbers = _numbers(x_TBCHW, leak, threshold, pool, TRIANGLE_SLOPE)
     mean, invstd, scale, shift = (p.contiguous().numpy() for p in (mean_TC, invstd_TC, scale_TC, shift_TC))
     _membrane_gradient(_last(grad_out, rows), x, mean, invstd, scale, shift, numbers, pool, dm, total, dot)
-    sum_TC, dot_TC = total.sum(0), dot.sum(0)
-    by_x = -scale * invstd * dot_TC / (B * H * W) if training else np.zeros((T, C))
-    plus = -scale * sum_TC / (B * H * W) - by_x * mean if training else np.zeros((T, C))
-    _combine(dm, x, scale, by_x.astype(x.dtype), plus.astype(x.dtype))
-    return grad_x, torch.from_numpy(dot_TC).to(x_TBCHW.dtype)
+    sums = np.empty((2, T, C))
+    _added(total, sums[0])
+    _added(dot, sums[1])
+    grad_gain = torch.from_numpy(sums[1].astype(x.dtype))
+    if share is not None:
+        sums = share.mean(torch.from_numpy(sums)).numpy()
+    by_x, plus = np.zeros((2, T, C), x.dtype)
+    if training:
+        step = -scale / (B * H * W)
+        by_x[:] = step * invstd * sums[1]
+        plus[:] = step * sums[0] - by_x * mean
+    _combine(dm, x, scale, by_x, plus)
+    return grad_x, grad_gain

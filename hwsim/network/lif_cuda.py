@@ -3,17 +3,29 @@
 Why layer by layer. A network that walks through time on the outside launches thousands of small kernels a training step
 and moves, by estimate, 230 bytes for every neuron and time step. All that time couples is one membrane value a neuron;
 so here the currents of all steps are one tensor [T, B, H, W, C], and a program keeps the membranes of its neurons in
-registers while it walks through T. What is left is memory traffic; in float32, bytes per neuron and time step:
+registers while it walks through T. What is left is memory traffic. Bytes per neuron and time step, in brackets with the
+fused 2x2 pool; s is the size of a number, 4 for float32 (and tf32, which is float32 in memory), 2 for bf16:
 
-    _moments     read x                                              4
-    _membrane    read x, write the spikes                            8 (5 with the fused 2x2 pool)
-    _membrane    again, in the backward pass: read x, write v        8
-    _reverse     read v, x and the spikes' gradient, write dm       16 (13 with the pool)
-    _normalize   read dm and x, write the currents' gradient        12
+                                                            of a number s       float32          bf16
+    moments     read x                                          1                 4                2
+    membrane    read x, write the spikes                        2  (5/4)          8    (5)         4   (2.5)
+                and in short, for the backward pass                               0.125 (0.25)     0.125 (0.25)
+    unpack      read those, write them for the weights          1  (1/4)          4.125 (1.25)     2.125 (0.75)
+    membrane    again, in the backward pass: read x, write v    2                 8                4
+    reverse     read v, x and the spikes' gradient, write dm    4  (13/4)        16   (13)         8   (6.5)
+    normalize   read dm and x, write the currents' gradient     3                12                6
+                                                       total                     52.25 (43.5)     26.25 (22)
 
-48 in training (42 with the pool); evaluation needs neither _moments nor _normalize. Only x is kept for the backward
-pass: v = pre / threshold - 1 and then dm = dL/dpre live in the buffer that becomes the currents' gradient. Both uses of
-_membrane are one kernel, so that the backward pass meets the spikes of the forward pass.
+Evaluation needs neither moments nor normalize, and writes no short copy. What convolutions read and write comes on top
+(docs/cuda.md). Kept for the backward pass: x and the short copy, 4.125 and 2.125 bytes (4.25, 2.25); with the spikes
+themselves in its place it would be 8 and 4, for 8 % less traffic. v = pre / threshold - 1 and then dm = dL/dpre live in
+the buffer that becomes the currents' gradient. Both uses of membrane are one kernel, so that the backward pass meets
+the spikes of the forward pass.
+
+bf16. Currents come from the tensor cores as bfloat16 and are kept so; spikes are written as bfloat16, in which they and
+their averages are exact, so that nothing is cast between layers. A kernel widens what it reads: membranes, statistics,
+sums and all arithmetic are float32. Rounded to bfloat16 (half a unit of the 8th bit, 0.2 %) are only v, dm and the
+currents' gradient where they lie in memory; which neurons fire does not depend on that.
 
 Tiles. The innermost memory axis is C. A tile is 2048 neurons: BLOCK_C channels (at most 32, one 128-byte line of
 float32) times rows; with 4 warps 16 neurons a thread, so that a quarter of full occupancy has 32 KB of loads in flight
@@ -22,8 +34,8 @@ window, whose four positions are the tile's first axis: Triton (from 3.7) spread
 leaves the first axis to each thread, so that pooling needs no exchange. Windows at an odd border are incomplete: they
 count spikes, feed the batch statistics and give no output.
 
-Grids. _membrane and _reverse: ceil(rows / BLOCK_R) * ceil(C / BLOCK_C) programs on one axis (8,192 for 256 images of
-32x32x64), channel blocks adjacent because they share memory pages. _normalize: as many for every t. _moments: at most
+Grids. membrane and reverse: ceil(rows / BLOCK_R) * ceil(C / BLOCK_C) programs on one axis (8,192 for 256 images of
+32x32x64), channel blocks adjacent because they share memory pages. normalize: as many for every t. moments: at most
 64 for every t and channel block, each with a contiguous run of rows.
 
 Why no atomics. Sums in order of arrival differ from run to run, and one spike that flips makes other logits of these
@@ -43,174 +55,14 @@ from types import SimpleNamespace
 import torch
 
 from hwsim.config import UserError
+from hwsim.network import lif_cuda_kernels as kernels
+from hwsim.network.lif_cuda_kernels import triton
+from hwsim.network.spikes_cuda import Kept, remember
 from hwsim.network.surrogate import TRIANGLE_SLOPE
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # the kernels below stay plain functions that nothing calls; `available` says so
-    triton = tl = SimpleNamespace(jit=lambda kernel: kernel, constexpr=None)
 
 _TILE = 2048
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 _MOMENT_PROGRAMS = 64
-
-
-@triton.jit
-def _channels(C, BLOCK_C: tl.constexpr):
-    """This program's row block and the channels of its tile."""
-    blocks = tl.cdiv(C, BLOCK_C)
-    pid = tl.program_id(0)
-    return pid // blocks, (pid % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-
-
-@triton.jit
-def _windows(block, windows, H, W, POOL: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Rows of the image [K, R] and which of them exist; rows of the pooled output [R] and which of them exist."""
-    window = block * BLOCK_R + tl.arange(0, BLOCK_R)
-    tall, wide = (H + POOL - 1) // POOL, (W + POOL - 1) // POOL
-    b, top, left = window // (tall * wide), (window // wide) % tall, window % wide
-    k = tl.arange(0, POOL * POOL)[:, None]
-    h, w = top[None, :] * POOL + k // POOL, left[None, :] * POOL + k % POOL
-    exists = (window < windows)[None, :] & (h < H) & (w < W)
-    whole = (window < windows) & (top < H // POOL) & (left < W // POOL)
-    return (b[None, :] * H + h) * W + w, exists, (b * (H // POOL) + top) * (W // POOL) + left, whole
-
-
-@triton.jit
-def _at(row, c, C):
-    """Where channel c of a row lies within one time step; 64 bits, because a step may hold more than 2^31 values."""
-    return tl.expand_dims(row.to(tl.int64), -1) * C + c
-
-
-@triton.jit
-def _moments(x, partial, rows, rows_each, C, step, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Mean and sum of squared deviations of one run of rows (Welford down each lane, then Chan across the lanes)."""
-    block, c = _channels(C, BLOCK_C)
-    t = tl.program_id(1).to(tl.int64)
-    lane = tl.arange(0, BLOCK_R)
-    first = block * rows_each
-    count = tl.minimum(rows_each, rows - first)
-    mean = tl.zeros((BLOCK_R, BLOCK_C), x.dtype.element_ty)
-    square = tl.zeros((BLOCK_R, BLOCK_C), x.dtype.element_ty)
-    seen = tl.zeros((1, 1), x.dtype.element_ty)
-    x += t * step
-    for start in range(0, count, BLOCK_R):
-        valid = (start + lane < count)[:, None] & (c < C)[None, :]
-        value = tl.load(x + _at(first + start + lane, c, C), mask=valid, other=0.0)
-        seen += 1
-        apart = tl.where(valid, value - mean, 0.0)
-        mean += apart / seen
-        square += apart * (value - mean)
-    weight = ((count - lane + BLOCK_R - 1) // BLOCK_R).to(mean.dtype)[:, None]  # values that each lane has seen
-    tile_mean = tl.sum(mean * weight, axis=0) / count
-    apart = mean - tile_mean[None, :]
-    out = partial + (block.to(tl.int64) * tl.num_programs(1) + t) * 2 * C + c
-    tl.store(out, tile_mean, mask=c < C)
-    tl.store(out + C, tl.sum(square + weight * apart * apart, axis=0), mask=c < C)
-
-
-@triton.jit
-def _merge(partial, mean, var, rows, rows_each, C, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Mean and biased variance of all rows from those of the runs (Chan), in float64."""
-    _, c = _channels(C, BLOCK_C)
-    t, steps = tl.program_id(1), tl.num_programs(1)
-    p = tl.arange(0, BLOCK_P)
-    count = tl.maximum(tl.minimum(rows_each, rows - p * rows_each), 0).to(tl.float64)[:, None]
-    mask = (count > 0) & (c < C)[None, :]
-    at = partial + _at((p * steps + t) * 2, c, C)
-    mean_PC = tl.load(at, mask=mask, other=0.0).to(tl.float64)
-    square_PC = tl.load(at + C, mask=mask, other=0.0).to(tl.float64)
-    total = tl.sum(mean_PC * count, axis=0) / rows
-    apart = mean_PC - total[None, :]
-    square = tl.sum(square_PC + count * apart * apart, axis=0)
-    tl.store(mean + t * C + c, total, mask=c < C)
-    tl.store(var + t * C + c, square / rows, mask=c < C)
-
-
-@triton.jit
-def _membrane(x, scale, shift, out, counts, T, windows, H, W, C, step, out_step, LEAK: tl.constexpr,
-              THRESHOLD: tl.constexpr, POOL: tl.constexpr, RECOMPUTE: tl.constexpr, BLOCK_R: tl.constexpr,
-              BLOCK_C: tl.constexpr):  # fmt: skip
-    """The neuron through all steps. Writes the pooled spikes and their counts or, to RECOMPUTE, only v (into out)."""
-    block, c = _channels(C, BLOCK_C)
-    row, exists, out_row, whole = _windows(block, windows, H, W, POOL, BLOCK_R)
-    at, mask = _at(row, c, C), exists[:, :, None] & (c < C)
-    out_at, out_mask = _at(out_row, c, C), whole[:, None] & (c < C)
-    u = tl.zeros((POOL * POOL, BLOCK_R, BLOCK_C), x.dtype.element_ty)
-    counts += tl.program_id(0)
-    for _ in range(T):
-        y = tl.load(x + at, mask=mask, other=0.0) * tl.load(scale + c, mask=c < C, other=0.0)
-        pre = LEAK * u + (y + tl.load(shift + c, mask=c < C, other=0.0))
-        # Triton's own float32 division is off by up to two units in the last place; that would move the threshold.
-        v = (tl.div_rn(pre, THRESHOLD) if u.dtype == tl.float32 else pre / THRESHOLD) - 1
-        fired = (v > 0) & mask
-        u = tl.where(fired, pre - THRESHOLD, pre)
-        if RECOMPUTE:
-            tl.store(out + at, v, mask=mask)
-        else:
-            tl.store(out + out_at, tl.sum(fired.to(u.dtype), axis=0) * (1 / (POOL * POOL)), mask=out_mask)
-            tl.store(counts, tl.sum(fired.to(tl.int32)))
-            counts += tl.num_programs(0)
-        x += step
-        out += out_step
-        scale += C
-        shift += C
-
-
-@triton.jit
-def _reverse(grad_out, x, grad_x, mean, invstd, scale, partial, T, windows, H, W, C, step, last, out_step, out_last,
-             last_TC, LEAK: tl.constexpr, THRESHOLD: tl.constexpr, SLOPE: tl.constexpr, POOL: tl.constexpr,
-             TRAINING: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
-    """From the last step to the first: replaces v by dm (scale dm in evaluation); sums dm and dm xhat over the rows."""
-    block, c = _channels(C, BLOCK_C)
-    row, exists, out_row, whole = _windows(block, windows, H, W, POOL, BLOCK_R)
-    at, mask = _at(row, c, C), exists[:, :, None] & (c < C)
-    out_at, out_mask = _at(out_row, c, C), whole[:, None] & (c < C)
-    dm = tl.zeros((POOL * POOL, BLOCK_R, BLOCK_C), x.dtype.element_ty)
-    x += last
-    grad_x += last
-    grad_out += out_last
-    mean += last_TC
-    invstd += last_TC
-    scale += last_TC
-    partial += block.to(tl.int64) * T * 2 * C + last_TC * 2 + c
-    for _ in range(T):
-        g = tl.load(grad_out + out_at, mask=out_mask, other=0.0) * (1 / (POOL * POOL))
-        v = tl.load(grad_x + at, mask=mask, other=0.0)
-        # Positions outside the image lie in incomplete windows: their g, hence their dm, is 0.
-        dm = g[None, :, :] * ((SLOPE / THRESHOLD) * tl.maximum(1 - tl.abs(v), 0.0)) + LEAK * dm
-        centered = tl.load(x + at, mask=mask, other=0.0) - tl.load(mean + c, mask=c < C, other=0.0)
-        dot = dm * (centered * tl.load(invstd + c, mask=c < C, other=0.0))
-        tl.store(partial, tl.sum(tl.sum(dm, axis=0), axis=0), mask=c < C)
-        tl.store(partial + C, tl.sum(tl.sum(dot, axis=0), axis=0), mask=c < C)
-        tl.store(grad_x + at, dm if TRAINING else dm * tl.load(scale + c, mask=c < C, other=0.0), mask=mask)
-        x -= step
-        grad_x -= step
-        grad_out -= out_step
-        mean -= C
-        invstd -= C
-        scale -= C
-        partial -= 2 * C
-
-
-@triton.jit
-def _normalize(grad_x, x, mean, invstd, scale, sums, rows, C, step, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Replaces dm by the gradient of the currents, scale (dm - mean of dm - xhat · mean of dm xhat)."""
-    block, c = _channels(C, BLOCK_C)
-    t = tl.program_id(1).to(tl.int64)
-    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
-    mask = (row < rows)[:, None] & (c < C)
-    at = t * step + _at(row, c, C)
-    at_C, mask_C = t * C + c, c < C
-    xhat = (tl.load(x + at, mask=mask, other=0.0) - tl.load(mean + at_C, mask=mask_C, other=0.0)) * tl.load(
-        invstd + at_C, mask=mask_C, other=0.0
-    )
-    mean_dm = tl.load(sums + t * 2 * C + c, mask=mask_C, other=0.0) / rows
-    mean_dot = tl.load(sums + (t * 2 + 1) * C + c, mask=mask_C, other=0.0) / rows
-    dm = tl.load(grad_x + at, mask=mask, other=0.0)
-    factor = tl.load(scale + at_C, mask=mask_C, other=0.0)
-    tl.store(grad_x + at, factor * (dm - mean_dm - xhat * mean_dot), mask=mask)
 
 
 def available() -> tuple[bool, str]:
@@ -231,8 +83,10 @@ def _last(x_TBCHW: torch.Tensor) -> torch.Tensor:
 
 
 def _checked(x_TBCHW: torch.Tensor) -> torch.Tensor:
-    if x_TBCHW.dtype not in (torch.float32, torch.float64):
-        raise UserError(f"lif_cuda: currents are {x_TBCHW.dtype}; float32 and float64 are possible; cast them first")
+    if x_TBCHW.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise UserError(
+            f"lif_cuda: currents are {x_TBCHW.dtype}; float32, float64 and bfloat16 are possible; cast them first"
+        )
     if isinstance(triton, SimpleNamespace):
         raise UserError("lif_cuda: triton cannot be imported; pip install triton, or choose the reference backend")
     T, B, C, H, W = x_TBCHW.shape
@@ -241,61 +95,84 @@ def _checked(x_TBCHW: torch.Tensor) -> torch.Tensor:
     return _last(x_TBCHW)
 
 
-def _blocks(rows: int, C: int, positions: int = 1) -> tuple[dict[str, int], int]:
+def _state(x: torch.Tensor) -> torch.dtype:
+    """The type of membranes, statistics and sums."""
+    return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+
+
+def _blocks(x_TBHWC: torch.Tensor, rows: int, positions: int = 1) -> tuple[dict[str, int], int]:
     """Tile of about 2048 neurons for `rows` windows of `positions`, and the number of tiles."""
-    block_c = min(triton.next_power_of_2(C), 32)
+    C = x_TBHWC.shape[-1]
+    block_c = min(triton.next_power_of_2(C), 64 if x_TBHWC.dtype == torch.bfloat16 else 32)
     block_r = min(triton.next_power_of_2(rows), _TILE // (block_c * positions))
     return {"BLOCK_R": block_r, "BLOCK_C": block_c}, triton.cdiv(rows, block_r) * triton.cdiv(C, block_c)
 
 
 def _per_channel(like: torch.Tensor, *params_TC: torch.Tensor) -> list[torch.Tensor]:
-    return [p.to(like.dtype).contiguous() for p in params_TC]
+    return [p.to(_state(like)).contiguous() for p in params_TC]
 
 
 def statistics(x_TBCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance over B, H, W of every time step and channel, in one pass over x.
 
-    x_TBCHW: float32 or float64, channels-last in memory. Returns (mean [T, C], variance [T, C]) in x's type. Partial
-    means and squared deviations are kept in x's type and merged in float64.
+    x_TBCHW: float32, float64 or bfloat16, channels-last in memory. Returns (mean [T, C], variance [T, C]) in x's type,
+    of bfloat16 in float32. Partial means and squared deviations are kept in that type and merged in float64.
     Source: Welford 1962; Chan, Golub, LeVeque 1983 (pairwise merge). Raises `UserError` for other types.
     """
     x = _checked(x_TBCHW)
     T, B, H, W, C = x.shape
     rows = B * H * W
-    block, _ = _blocks(rows, C)
+    block, _ = _blocks(x, rows)
     tiles = triton.cdiv(rows, block["BLOCK_R"])
     rows_each = triton.cdiv(tiles, _MOMENT_PROGRAMS) * block["BLOCK_R"]
     programs, channel_blocks = triton.cdiv(rows, rows_each), triton.cdiv(C, block["BLOCK_C"])
-    partial = x.new_empty(programs, T, 2, C)
-    mean, var = x.new_empty(T, C), x.new_empty(T, C)
+    partial, mean, var = (x.new_empty(shape, dtype=_state(x)) for shape in ((programs, T, 2, C), (T, C), (T, C)))
     with torch.cuda.device_of(x):
-        _moments[(programs * channel_blocks, T)](x, partial, rows, rows_each, C, rows * C, **block, **_LAUNCH)
-        _merge[(channel_blocks, T)](partial, mean, var, rows, rows_each, C, BLOCK_P=triton.next_power_of_2(programs),
-                                    BLOCK_C=block["BLOCK_C"], **_LAUNCH)  # fmt: skip
+        kernels.moments[(programs * channel_blocks, T)](x, partial, rows, rows_each, C, rows * C, **block, **_LAUNCH)
+        kernels.merge[(channel_blocks, T)](
+            partial, mean, var, rows, rows_each, C, BLOCK_P=triton.next_power_of_2(programs),
+            BLOCK_C=block["BLOCK_C"], **_LAUNCH,
+        )  # fmt: skip
     return mean, var
 
 
 def fire(x_TBCHW, scale_TC, shift_TC, leak: float, threshold: float, pool: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Spikes of the normalized currents scale x + shift, and how many fired at each time step.
 
-    x_TBCHW: currents, float32 or float64, channels-last in memory. pool: 1, or 2 for 2x2 averages of the spikes (an odd
-    last row or column is counted but has no output). Returns (spikes [T, B, C, h, w] in x's type, channels-last; counts
-    [T] int64, on the device). Raises `UserError` for other types.
+    x_TBCHW: currents, float32, float64 or bfloat16, channels-last in memory. pool: 1, or 2 for 2x2 averages of the
+    spikes (an odd last row or column is counted but has no output). Returns (spikes [T, B, C, h, w] in x's type,
+    channels-last; counts [T] int64, on the device). Raises `UserError` for other types.
     """
+    return _fired(x_TBCHW, scale_TC, shift_TC, leak, threshold, pool, 0)
+
+
+def fire_and_keep(x_TBCHW, scale_TC, shift_TC, leak, threshold, pool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same; the spikes carry their short copy for the backward pass of what reads them (`spikes_cuda.recall`)."""
+    return _fired(
+        x_TBCHW, scale_TC, shift_TC, leak, threshold, pool, 8 if pool == 1 and x_TBCHW.shape[2] % 8 == 0 else 1
+    )
+
+
+def _fired(x_TBCHW, scale_TC, shift_TC, leak, threshold, pool, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """keep: channels that share a byte of the short copy, 0 without one."""
     x = _checked(x_TBCHW)
     T, B, H, W, C = x.shape
     windows = B * triton.cdiv(H, pool) * triton.cdiv(W, pool)
-    block, programs = _blocks(windows, C, pool * pool)
+    block, programs = _blocks(x, windows, pool * pool)
     out = x.new_empty(T, B, H // pool, W // pool, C)
+    kept = x.new_empty((*out.shape[:4], C // keep), dtype=torch.uint8) if keep else out
     counts = torch.empty(T, programs, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
-        _membrane[(programs,)](x, *_per_channel(x, scale_TC, shift_TC), out, counts, T, windows, H, W, C, B * H * W * C,
-                               out[0].numel(), LEAK=float(leak), THRESHOLD=float(threshold), POOL=pool, RECOMPUTE=False,
-                               **block, **_LAUNCH)  # fmt: skip
-        return out.permute(0, 1, 4, 2, 3), counts.sum(1, dtype=torch.int64)
+        kernels.membrane[(programs,)](
+            x, *_per_channel(x, scale_TC, shift_TC), out, kept, counts, T, windows, H, W, C, B * H * W * C,
+            out[0].numel(), kept[0].numel(), LEAK=float(leak), THRESHOLD=float(threshold), POOL=pool, RECOMPUTE=False,
+            KEEP=keep, **block, **_LAUNCH,
+        )  # fmt: skip
+        spikes, total = out.permute(0, 1, 4, 2, 3), counts.sum(1, dtype=torch.int64)
+    return (remember(spikes, Kept(kept, pool * pool, keep == 8)) if keep else spikes), total
 
 
-def backward(grad_out, x_TBCHW, mean_TC, invstd_TC, scale_TC, shift_TC, leak, threshold, pool, training):
+def backward(grad_out, x_TBCHW, mean_TC, invstd_TC, scale_TC, shift_TC, leak, threshold, pool, training, share=None):
     """Gradients of the currents [T, B, C, H, W] and of the BNTT gains [T, C]; the membrane is recomputed from x.
 
         dm_t   = dL/ds_t · 0.3 max(0, 1 - |v_t|) / threshold + leak dm_{t+1}
@@ -303,27 +180,30 @@ def backward(grad_out, x_TBCHW, mean_TC, invstd_TC, scale_TC, shift_TC, leak, th
         dL/dx  = scale dm                                            evaluation
         dL/dgain = sum of dm xhat,   xhat = (x - mean) invstd
 
-    grad_out: gradient of `fire`'s spikes [T, B, C, h, w]. Raises `UserError` for types other than float32 and float64.
+    grad_out: gradient of `fire`'s spikes [T, B, C, h, w]. share: x is a process's share of the batch; the means are
+    over those of all. The first result has x's type, the second that of the statistics.
+    Raises `UserError` for types other than float32, float64 and bfloat16.
     """
     x = _checked(x_TBCHW)
     T, B, H, W, C = x.shape
     rows, step = B * H * W, B * H * W * C
     windows = B * triton.cdiv(H, pool) * triton.cdiv(W, pool)
-    block, programs = _blocks(windows, C, pool * pool)
+    block, programs = _blocks(x, windows, pool * pool)
     grad_out = _last(grad_out.to(x.dtype))
     out_step = grad_out[0].numel()
     mean, invstd, scale, shift = _per_channel(x, mean_TC, invstd_TC, scale_TC, shift_TC)
     grad_x = torch.empty_like(x)
-    partial = x.new_empty(triton.cdiv(windows, block["BLOCK_R"]), T, 2, C)
+    partial = x.new_empty((triton.cdiv(windows, block["BLOCK_R"]), T, 2, C), dtype=_state(x))
     neuron = {"LEAK": float(leak), "THRESHOLD": float(threshold), "POOL": pool, **block, **_LAUNCH}
     with torch.cuda.device_of(x):
-        _membrane[(programs,)](x, scale, shift, grad_x, grad_x, T, windows, H, W, C, step, step,
-                               RECOMPUTE=True, **neuron)  # fmt: skip
-        _reverse[(programs,)](grad_out, x, grad_x, mean, invstd, scale, partial, T, windows, H, W, C, step,
+        kernels.membrane[(programs,)](x, scale, shift, grad_x, grad_x, grad_x, T, windows, H, W, C, step, step, step,
+                                      RECOMPUTE=True, KEEP=0, **neuron)  # fmt: skip
+        kernels.reverse[(programs,)](grad_out, x, grad_x, mean, invstd, scale, partial, T, windows, H, W, C, step,
                               (T - 1) * step, out_step, (T - 1) * out_step, (T - 1) * C, SLOPE=TRIANGLE_SLOPE,
                               TRAINING=bool(training), **neuron)  # fmt: skip
         sums = partial.sum(0)
         if training:
-            block, programs = _blocks(rows, C)
-            _normalize[(programs, T)](grad_x, x, mean, invstd, scale, sums, rows, C, step, **block, **_LAUNCH)
+            block, programs = _blocks(x, rows)
+            totals = sums if share is None else share.mean(sums)
+            kernels.normalize[(programs, T)](grad_x, x, mean, invstd, scale, totals, rows, C, step, **block, **_LAUNCH)
     return grad_x.permute(0, 1, 4, 2, 3), sums[:, 1].contiguous()

@@ -16,7 +16,7 @@ delays a layer's spikes by its depth: layer k runs the first T - delay_k steps o
 T steps, B batch, C channels, H W image, N neurons, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -113,14 +113,25 @@ class Spiking(nn.Module):
         out, trace, _ = self._simulate(x_1BCHW, account, every_step=False)
         return out[-1] / self.effective_steps, trace
 
+    def lead(self, x_1BCHW: torch.Tensor, is_fixed: Callable[[nn.Module], bool]) -> tuple:
+        """The beginning of a pass, which `follow` ends: (image, currents of conv1, or None where they move)."""
+        return x_1BCHW, self._current("conv1", x_1BCHW) if is_fixed(self.conv1) else None
+
+    def follow(self, at: tuple) -> torch.Tensor:
+        """Mean output [B, K] of a pass that `lead` began: `run`, bit for bit."""
+        x_1BCHW, first = at
+        return self._simulate(x_1BCHW, None, every_step=False, first=first)[0][-1] / self.effective_steps
+
     def outputs(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Summed output currents after every step, [T, B, K]."""
         return self._simulate(self.encode(x_BCHW), None, every_step=True)[0]
 
     @torch.no_grad()
-    def _simulate(self, x_1B: torch.Tensor, account: Sequence[int] | None, *, every_step: bool):
+    def _simulate(
+        self, x_1B: torch.Tensor, account: Sequence[int] | None, *, every_step: bool, first: torch.Tensor | None = None
+    ):
         thresholds = {n: self.get_submodule(f"threshold_{n}")() for n in self.pooled}
-        first = self._current("conv1", x_1B)
+        first = self._current("conv1", x_1B) if first is None else first
         v_of: dict[str, torch.Tensor] = {}
         B, K = x_1B.shape[1], self.fc2.weight.shape[0]
         total = torch.zeros(1, B, K, dtype=first.dtype, device=first.device)

@@ -13,14 +13,14 @@ from numba.core import config, types
 from numba.extending import intrinsic
 
 
-def _has(feature: str) -> bool:
+def has(feature: str) -> bool:
     """Whether code is compiled for a processor with a feature: this machine, or that of NUMBA_CPU_FEATURES."""
     if config.CPU_FEATURES is not None:
         return f"+{feature}" in config.CPU_FEATURES.split(",")
     return bool(llvmlite.binding.get_host_cpu_features().get(feature, False))
 
 
-WIDE = _has("avx512f")
+WIDE = has("avx512f")
 LANES = 16 if WIDE else 8
 """float32 numbers of a vector."""
 TAP_VECTORS = 2 if WIDE else 1
@@ -34,14 +34,14 @@ def address(context, builder, signature, args, which: int):
     return context.make_array(signature.args[which])(context, builder, args[which]).data
 
 
-def load(builder, pointer, number: int):
+def load(builder, pointer, number: int, kind=VECTOR):
     at = builder.gep(pointer, [_I64(number * LANES)])
-    return builder.load(builder.bitcast(at, VECTOR.as_pointer()), align=4)
+    return builder.load(builder.bitcast(at, kind.as_pointer()), align=2)
 
 
-def store(builder, value, pointer, number: int) -> None:
+def store(builder, value, pointer, number: int, kind=VECTOR) -> None:
     at = builder.gep(pointer, [_I64(number * LANES)])
-    builder.store(value, builder.bitcast(at, VECTOR.as_pointer()), align=4)
+    builder.store(value, builder.bitcast(at, kind.as_pointer()), align=2)
 
 
 def _lowest(builder, bits):
@@ -154,6 +154,36 @@ def add_taps(typingctx, out, o, grad, places, first, count, row, vectors):
         builder.cbranch(builder.icmp_signed("<", following, args[5]), body, end)
         builder.position_at_end(end)
         for v, value in enumerate(_joined(builder, sums, new, head, body)):
+            store(builder, value, target, v)
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+@intrinsic(prefer_literal=True)
+def sum_rows(typingctx, out, o, table, at, first, step, tap, vectors):
+    """out[o : o + n] = sum over i, j < 3: table[at[first + i step + j] + (3 i + j) tap : … + n], n = vectors LANES.
+
+    out and table are flat float32 arrays, at int32; `vectors` is a constant.
+    """
+    if not isinstance(vectors, types.IntegerLiteral):
+        return None
+    count, n = vectors.literal_value, types.int64
+    signature = types.void(out, n, table, at, n, n, n, vectors)
+
+    def code(context, builder, signature, args):
+        target = builder.gep(address(context, builder, signature, args, 0), [args[1]])
+        rows = address(context, builder, signature, args, 2)
+        places = builder.gep(address(context, builder, signature, args, 3), [args[4]])
+        sums = None
+        for i in range(3):
+            line = builder.gep(places, [builder.mul(args[5], _I64(i))])
+            for j in range(3):
+                place = builder.sext(builder.load(builder.gep(line, [_I64(j)])), _I64)
+                row = builder.gep(rows, [builder.add(place, builder.mul(args[6], _I64(3 * i + j)))])
+                more = [load(builder, row, v) for v in range(count)]
+                sums = more if sums is None else [builder.fadd(a, b) for a, b in zip(sums, more, strict=True)]
+        for v, value in enumerate(sums):
             store(builder, value, target, v)
         return context.get_dummy_value()
 

@@ -24,6 +24,7 @@ from torch import nn
 from hwsim.config import ConfigError, RunError
 from hwsim.network.arrivals import arrived, silent
 from hwsim.network.layer import Conv2d, Linear
+from hwsim.network.share import Share
 
 PLANS: dict[str, tuple[tuple[int | str, ...], int]] = {
     "vgg6-abr": ((32, 32, "A", 64, 64, "A"), 256),
@@ -102,11 +103,15 @@ class Vgg15(nn.Module):
         return self.run(self.encode(x_BCHW), account, generator)
 
     def run(
-        self, x_1BCHW: torch.Tensor, account: Sequence[int] | None = None, generator: torch.Generator | None = None
-    ):
-        """(logits [B, K], trace). trace: with `account`, the heights of crossbars, what arrives at each layer."""
+        self, x_1BCHW: torch.Tensor, account: Sequence[int] | None = None, generator: torch.Generator | None = None,
+        share: Share | None = None,
+    ):  # fmt: skip
+        """(logits [B, K], trace). trace: with `account`, the heights of crossbars, what arrives at each layer.
+
+        share: the images are a share of a batch, and lose what one process would drop.
+        """
         trace: dict[str, dict] = {}
-        for name, x, out in self._passed(x_1BCHW, generator):  # noqa: B007 (used after the loop)
+        for name, x, out in self._passed(x_1BCHW, generator, share):  # noqa: B007 (used after the loop)
             if account is not None:
                 trace[name] = arrived(self.get_submodule(name), x, 0, signed=name == "conv1", rows=account) | silent(1)
         return out[0], trace
@@ -119,29 +124,39 @@ class Vgg15(nn.Module):
             if name in self.pooled:
                 yield name, out[0]
 
-    def _passed(self, x: torch.Tensor, generator: torch.Generator | None) -> Iterator[tuple]:
+    def _passed(
+        self, x: torch.Tensor, generator: torch.Generator | None, share: Share | None = None
+    ) -> Iterator[tuple]:
         """(layer, what it receives, what leaves it) one after the other."""
         for name, pools in self.pooled.items():
             if name == "fc1":
-                x = self._dropped(x, generator).flatten(2)
+                x = self._dropped(x, generator, share).flatten(2)
             out = self.get_submodule(name)(x)
             if pools:
                 out = F.avg_pool2d(out[0], 2)[None]
             out = F.relu(out)
             yield name, x, out
-            x = out if pools or name == "fc1" else self._dropped(out, generator)
-        x = self._dropped(x, generator)
+            x = out if pools or name == "fc1" else self._dropped(out, generator, share)
+        x = self._dropped(x, generator, share)
         yield "fc2", x, self.fc2(x)
 
-    def _dropped(self, x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    def _dropped(self, x: torch.Tensor, generator: torch.Generator | None, share: Share | None = None) -> torch.Tensor:
         if not self.training:
             return x
-        kept = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= DROPOUT
+        shape = x.shape if share is None else (1, share.ranks * x.shape[1], *x.shape[2:])
+        kept = torch.rand(shape, generator=generator, dtype=x.dtype, device=x.device) >= DROPOUT
+        kept = kept if share is None else share.of(kept, 1)
         return x * kept / (1 - DROPOUT)
 
-    def losses(self, x_BCHW: torch.Tensor, y_B: torch.Tensor, generator: torch.Generator | None = None) -> Iterator:
-        """One loss a batch: mean cross-entropy of the logits."""
-        yield F.cross_entropy(self(x_BCHW, generator)[0], y_B)
+    def losses(
+        self, x_BCHW: torch.Tensor, y_B: torch.Tensor, generator: torch.Generator | None = None,
+        share: Share | None = None,
+    ) -> Iterator:  # fmt: skip
+        """One loss a batch: mean cross-entropy of the logits. share: this process runs its share of the batch."""
+        if share is not None:
+            x_BCHW, y_B = share.of(x_BCHW), share.of(y_B)
+        logits, _ = self.run(self.encode(x_BCHW), None, generator, share)
+        yield F.cross_entropy(logits, y_B)
 
 
 def build(name: str, *, width: float = 1.0, **settings) -> Vgg15:

@@ -12,7 +12,8 @@ T steps, B batch, C channels, H W image, K classes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,12 @@ from torch import nn
 
 from hwsim.config import ConfigError
 from hwsim.network.arrivals import arrived, fired, silent
+from hwsim.network.convolution import flat, wide
 from hwsim.network.encode import encode
 from hwsim.network.layer import BNTT, Conv2d, Lif, Linear
 from hwsim.network.lif import convention
+from hwsim.network.recompute import recomputed
+from hwsim.network.share import Share
 
 PLANS: dict[str, tuple[tuple[int | str, ...], int]] = {
     "mlp": ((), 800),
@@ -33,6 +37,19 @@ PLANS: dict[str, tuple[tuple[int | str, ...], int]] = {
 }
 """Name → (plan, width of fc1), for 3x32x32 images (mlp: 28x28); `width` multiplies every number."""
 NORMS = ("bntt", "none")
+
+
+class Partway(NamedTuple):
+    """How far a pass has come: the input of convolution number `block` (from 0), and its currents where they are known.
+
+    parts, signed: what the input is, as for `arrivals.arrived`.
+    """
+
+    x_TBCHW: torch.Tensor
+    block: int
+    parts: int
+    signed: bool
+    current: torch.Tensor | None = None
 
 
 class VggBntt(nn.Module):
@@ -92,7 +109,7 @@ class VggBntt(nn.Module):
                         f"the data have {size[0]}x{size[1]}. Take a network with fewer pools"
                     ]
                 )
-        self.fc1 = Linear(fan_in * height * width, hidden)
+        self.fc1 = Linear(fan_in * height * width, hidden, precision=precision)
         self.last_neuron = self._add_neuron("_fc", hidden)
         self.fc2 = Linear(hidden, classes)
         self._initialize(gain, generator)
@@ -143,32 +160,82 @@ class VggBntt(nn.Module):
         x_TBN, trace = self._hidden(x_TBCHW, account)
         return self.fc2(x_TBN), trace
 
-    def _hidden(self, x_TBCHW: torch.Tensor, account: Sequence[int] | None) -> tuple[torch.Tensor, dict[str, dict]]:
-        """(spikes of fc1 [T, B, N], trace)."""
+    def lead(self, x_TBCHW: torch.Tensor, is_fixed: Callable[[nn.Module], bool]) -> Partway:
+        """The beginning of a pass: the leading convolutions and neurons for which is_fixed says that they stay.
+
+        `follow` ends the pass; what follows may be another chip each time. Together they are `run`, bit for bit.
+        """
+        at = self._begin(x_TBCHW)
+        while at.block < len(self.blocks):
+            conv, neuron = (self.get_submodule(name) for name in self.blocks[at.block][:2])
+            if not is_fixed(conv):
+                break
+            if not is_fixed(neuron):
+                return at._replace(current=conv(at.x_TBCHW, at.parts))
+            at = self._block(at, {}, None)
+        return at
+
+    def follow(self, at: Partway) -> torch.Tensor:
+        """Logits [B, K] of a pass that `lead` began."""
+        return self.fc2(self._hidden(at, None)[0].mean(0))
+
+    def _begin(self, x_TBCHW: torch.Tensor) -> Partway:
+        return Partway(x_TBCHW, 0, 1 if self.coding == "poisson" else 0, True)
+
+    def _block(self, at: Partway, trace: dict[str, dict], account: Sequence[int] | None) -> Partway:
+        """Through one convolution, its neurons and its pool."""
+        conv_name, neuron_name, pool = self.blocks[at.block]
+        x_TBCHW, parts, signed = at.x_TBCHW, at.parts, at.signed
+        conv = self.get_submodule(conv_name)
+        here = trace[conv_name] = _arrived(conv, x_TBCHW, parts, signed, account)
+        if at.current is not None:
+            x_TBCHW = self._fire(neuron_name, at.current, here, None, pool=2 if pool == "A" else 1)
+        elif account is None:
+            x_TBCHW = self._spikes(conv, neuron_name, x_TBCHW, here, parts, signed, pool=2 if pool == "A" else 1)
+        else:
+            x_TBCHW = self._fire(neuron_name, conv(x_TBCHW, parts), here, account)
+            if pool == "A":
+                x_TBCHW = F.avg_pool2d(x_TBCHW.flatten(0, 1), 2).unflatten(0, x_TBCHW.shape[:2])
+        parts = {"": 1, "A": 4, "G": math.prod(x_TBCHW.shape[3:])}[pool]
+        if pool == "G":
+            x_TBCHW = wide(x_TBCHW).mean((3, 4), keepdim=True)
+        return Partway(x_TBCHW, at.block + 1, parts, False)
+
+    def _hidden(
+        self, at: torch.Tensor | Partway, account: Sequence[int] | None
+    ) -> tuple[torch.Tensor, dict[str, dict]]:
+        """(spikes of fc1 [T, B, N], trace) of an encoded input, or of a pass that has come some way."""
         trace: dict[str, dict] = {}
-        parts, signed = (1 if self.coding == "poisson" else 0), True
-        for conv_name, neuron_name, pool in self.blocks:
-            conv = self.get_submodule(conv_name)
-            here = trace[conv_name] = _arrived(conv, x_TBCHW, parts, signed, account)
-            current = conv(x_TBCHW, parts)
-            if account is None:
-                x_TBCHW = self._fire(neuron_name, current, here, account, pool=2 if pool == "A" else 1)
-            else:
-                x_TBCHW = self._fire(neuron_name, current, here, account)
-                if pool == "A":
-                    x_TBCHW = F.avg_pool2d(x_TBCHW.flatten(0, 1), 2).unflatten(0, x_TBCHW.shape[:2])
-            parts, signed = {"": 1, "A": 4, "G": math.prod(x_TBCHW.shape[3:])}[pool], False
-            if pool == "G":
-                x_TBCHW = x_TBCHW.mean((3, 4), keepdim=True)
+        if not isinstance(at, Partway):
+            at = self._begin(at)
+        while at.block < len(self.blocks):
+            at = self._block(at, trace, account)
+        parts, signed = at.parts, at.signed
         # fc1 counts its inputs in the order channel, row, column: the reference's order, so that checkpoints fit.
-        x_TBN = x_TBCHW.flatten(2)
+        x_TBN = flat(at.x_TBCHW)
         here = trace["fc1"] = _arrived(self.fc1, x_TBN, parts, signed, account)
-        current = self.fc1(x_TBN)[..., None, None]
-        x_TBN = self._fire(self.last_neuron, current, here, account).flatten(2)
+        if account is None:
+            x_TBN = self._spikes(self.fc1, self.last_neuron, x_TBN, here, parts, signed).flatten(2)
+        else:
+            x_TBN = self._fire(self.last_neuron, self.fc1(x_TBN)[..., None, None], here, account).flatten(2)
         trace["fc2"] = _arrived(self.fc2, x_TBN, 1, False, account)
         if account is not None:
             trace["fc2"] |= silent(self.steps)
-        return x_TBN, trace
+        return wide(x_TBN), trace
+
+    def _spikes(
+        self, layer: nn.Module, neuron: str, x_TB: torch.Tensor, here: dict, parts: int, signed: bool, pool: int = 1
+    ) -> torch.Tensor:
+        """Spikes of a layer, whose currents are kept for the backward pass or computed again there."""
+        if not (self.checkpoint_layers and torch.is_grad_enabled()):
+            current = layer(x_TB, parts)
+            current = current[..., None, None] if layer is self.fc1 else current
+            return self._fire(neuron, current, here, None, pool)
+        settings = {"leak": self.leak, "drive": self.drive, "threshold": self.threshold, "signed": signed}
+        neurons = self.get_submodule(neuron)
+        out, here["spikes"] = recomputed(layer, neurons, x_TB, parts, steps=self.steps, pool=pool, **settings)
+        here["neurons"] = len(layer.weight) * math.prod(x_TB.shape[3:])
+        return out
 
     def _fire(
         self, neuron: str, current: torch.Tensor, here: dict, account: Sequence[int] | None, pool: int = 1
@@ -182,9 +249,18 @@ class VggBntt(nn.Module):
             here |= fired(spikes)
         return spikes
 
-    def losses(self, x_BCHW: torch.Tensor, y_B: torch.Tensor, generator: torch.Generator | None = None) -> Iterator:
-        """One loss a batch (backpropagation through time): mean cross-entropy of the logits."""
-        logits, _ = self(x_BCHW, generator)
+    def losses(
+        self, x_BCHW: torch.Tensor, y_B: torch.Tensor, generator: torch.Generator | None = None,
+        share: Share | None = None,
+    ) -> Iterator:  # fmt: skip
+        """One loss a batch (backpropagation through time): mean cross-entropy of the logits.
+
+        share: this process runs its share of the batch, coded as in one process: all of it is.
+        """
+        x_TBCHW = self.encode(x_BCHW, generator)
+        if share is not None:
+            x_TBCHW, y_B = share.of(x_TBCHW, 1), share.of(y_B)
+        logits, _ = self.run(x_TBCHW)
         yield F.cross_entropy(logits, y_B)
 
 

@@ -5,6 +5,7 @@ Each takes six (or four) rows of numbers, a fixed distance apart, to six (or fou
     PATCH   B' r: six to six           SPREAD   A e: four to six           TILE   A' m: six to four
 
 All rows are loaded once and every result is stored once, which plain loops over one result at a time do not reach.
+Results are stored as float32, or rounded to bf16 (to the nearest; halves up).
 """
 
 from llvmlite import ir
@@ -62,6 +63,13 @@ def _tile(m: list[_Sum]) -> list[_Sum]:
     return [m[0] + near + far, far_odd.times(2, near_odd), far.times(4, near), far_odd.times(8, near_odd + m[5])]
 
 
+def _store_rounded(builder, value, pointer, number: int) -> None:
+    """The upper halves of float32 numbers, rounded, as int16."""
+    words, halves = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(16), LANES)
+    up = builder.add(builder.bitcast(value, words), ir.Constant(words, [0x8000] * LANES))
+    store(builder, builder.trunc(builder.lshr(up, ir.Constant(words, [16] * LANES)), halves), pointer, number, halves)
+
+
 _TRANSFORMS = {PATCH: (6, 6, _patch), SPREAD: (4, 6, _spread), TILE: (6, 4, _tile)}
 
 
@@ -69,10 +77,11 @@ _TRANSFORMS = {PATCH: (6, 6, _patch), SPREAD: (4, 6, _spread), TILE: (6, 4, _til
 def transform(typingctx, out, o, out_step, x, i, in_step, count, which):
     """out[o + row out_step + k] for every row and k < count, from x[i + row in_step + k]; count: a multiple of LANES.
 
-    out and x are flat float32 arrays; which is a constant: PATCH, SPREAD or TILE.
+    x is a flat float32 array, out one too or of int16, for bf16; which is a constant: PATCH, SPREAD or TILE.
     """
     if not isinstance(which, types.IntegerLiteral):
         return None
+    put = _store_rounded if out.dtype == types.int16 else store
     rows_in, rows_out, equations = _TRANSFORMS[which.literal_value]
     signature = types.void(out, types.int64, types.int64, x, *(types.int64,) * 3, which)
 
@@ -89,7 +98,7 @@ def transform(typingctx, out, o, out_step, x, i, in_step, count, which):
         k.add_incoming(_I64(0), head)
         rows = [_Sum(builder, load(builder, builder.gep(row, [k]), 0)) for row in of]
         for row, value in zip(to, equations(rows), strict=True):
-            store(builder, value.value, builder.gep(row, [k]), 0)
+            put(builder, value.value, builder.gep(row, [k]), 0)
         following = builder.add(k, _I64(LANES))
         k.add_incoming(following, body)
         builder.cbranch(builder.icmp_signed("<", following, args[6]), body, end)
