@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +34,48 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to stop
+    from hwsim.recipe.progress import listen
+
+    listen()
+    if _is_one_of_several():
+        from hwsim.recipe.ranks import end_together
+
+        sys.exit(end_together(_ended))
+    code, say = _ended()
+    say()
+    sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process was started together with others, by torchrun or as it does."""
+    return {"RANK", "MASTER_ADDR"} <= os.environ.keys() and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _ended() -> tuple[int, Callable[[], None]]:
+    """Run the command line: the exit code, and what says what went wrong. Raises what is a defect."""
     try:
         code = cli.main(prog_name="hwsim", standalone_mode=False)
     except click.ClickException as e:
-        e.show()
-        code = e.exit_code
+        return e.exit_code, e.show
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; finished epochs are kept, the same command goes on from there", err=True)
-        code = 130
+        return 130, _saying("interrupted; finished epochs are kept, the same command goes on from there")
     except SystemExit as e:  # click's answer to a pipe that nobody reads, and its end after shell completion
         code = e.code if "_HWSIM_COMPLETE" in os.environ else 141
     except OSError as e:
         if e.errno not in MENDABLE:
             raise
-        click.echo(
-            f"{e.filename or 'writing'}: {e.strerror}; nothing finished is lost, mend it and repeat the command",
-            err=True,
-        )
-        code = 2
+        again = "nothing finished is lost, mend it and repeat the command"
+        return 2, _saying(f"{e.filename or 'writing'}: {e.strerror}; {again}")
     except Exception as e:
         lines = _mendable(e)
         if lines is None:
             raise
-        click.echo(lines, err=True)
-        code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+        return 2, _saying(lines)
+    return code if isinstance(code, int) else 0, _saying("")
+
+
+def _saying(text: str) -> Callable[[], None]:
+    return lambda: click.echo(text, err=True) if text else None
 
 
 def _mendable(e: Exception) -> str | None:
@@ -122,11 +140,10 @@ def recipe(ctx: click.Context) -> None:
 
 def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> None:
     """Resolve a recipe and do what the common options (`values`) want with it."""
+    from hwsim.recipe.options import ASKED
     from hwsim.recipe.resolve import Request, resolve
 
-    asked = {
-        k: values[k] for k in ("seed", "compute", "precision", "checkpoint_layers", "from_run", "smoke", "faithful")
-    }
+    asked = {k: values[k] for k in ASKED}
     resolved = resolve(Request(name, options, list(values["sets"]), **asked))
     if values["show"]:
         from hwsim.recipe.show import shown
@@ -135,8 +152,10 @@ def _run(name: str, options: dict[str, str | bool], values: dict[str, Any]) -> N
         return
     from hwsim.recipe.execute import execute
     from hwsim.recipe.progress import Progress
+    from hwsim.recipe.ranks import joined
 
-    results = execute(resolved, Path(values["runs"]), Progress(values["quiet"]))
+    ranks = joined()
+    results = execute(resolved, Path(values["runs"]), Progress(values["quiet"] or not ranks.is_first), ranks)
     if resolved.recipe.is_integer:
         _say_integer(resolved.recipe, results, values)
     else:

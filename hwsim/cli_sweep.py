@@ -26,7 +26,7 @@ def sweep(recipe: str, varied: tuple[str, ...], seeds: int, out: str, options: t
 
     Finished points are found again, so an interrupted sweep goes on, and a longer one adds to a shorter one.
     """
-    from hwsim.recipe.options import recipe_command
+    from hwsim.recipe.options import ASKED, recipe_command
     from hwsim.recipe.resolve import Request, recipe_document
     from hwsim.recipe.sweep import COLUMNS, SUMMARY, axis, points, summary
     from hwsim.recipe.sweep import sweep as over
@@ -44,7 +44,7 @@ def sweep(recipe: str, varied: tuple[str, ...], seeds: int, out: str, options: t
     values = asked["values"]
     if values["show"] or values["as_json"]:
         raise click.UsageError("--show and --json belong to one run: hwsim recipe")
-    common = {k: values[k] for k in ("seed", "compute", "from_run", "smoke", "faithful")}
+    common = {k: values[k] for k in ASKED}
     every = points(Request(recipe, asked["given"], list(values["sets"]), **common), [axis(v) for v in varied], seeds)
     from hwsim.recipe.checkpoint import write_whole
     from hwsim.recipe.progress import Progress

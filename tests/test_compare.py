@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 from command_line import hwsim, refused
 
-from hwsim.recipe import run as running
+from hwsim.recipe import chips
 
 COMMON = "epochs: 1, batch_size: 16, validation_chips: 1"
 VAT = f"""
@@ -269,7 +269,7 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path, runs, where):
 def test_a_run_that_broke_off_is_refused_with_the_command_that_ends_it(tmp_path, home, runs):
     before = set((home / "runs").iterdir())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "over_chips", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(chips, "over_chips", Mock(side_effect=KeyboardInterrupt))
         assert execute(home, FEW).code == 130
     (folder,) = set((home / "runs").iterdir()) - before
     text, _, command = message(tmp_path, runs["base"], folder).partition("; its command goes on: ")

@@ -19,6 +19,7 @@ from hwsim.recipe.randomness import generator as derived
 from hwsim.recipe.recover import as_parent, begin, sram_rows, sram_words
 from hwsim.recipe.reference import export_state, kept_by_reference
 from hwsim.recipe.settings import Recover, SramSettings
+from hwsim.recipe.xnor import rewrite_gradients
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "reference.json").read_text(encoding="utf-8"))["recovery_load"]
 LAYERS = ("conv1", "conv2", "conv3")
@@ -235,7 +236,7 @@ def test_the_xnor_gradient_is_that_of_the_sram_words_and_leaves_all_else(grid, s
         p.grad = torch.randn(p.shape, generator=g)
     before = {n: p.grad.clone() for n, p in net.named_parameters()}
     values = {n: p.detach().clone() for n, p in net.named_parameters()}
-    train.rewrite_gradients(net)
+    rewrite_gradients(net)
     unit = rram.full_scale(hybrid.rram) * 2.0**shift if grid == "twos-complement" else 1.0
     held = words.held(values["conv2.weight"], full_scale=unit) * (hybrid.mask if masked else 1)
     expected = {
@@ -375,7 +376,7 @@ def script(monkeypatch, *accuracies: float) -> None:
     """The validation accuracies of the epochs to come, in order."""
     left = list(accuracies)
 
-    def judged(net, data, stage, seed, chip):
+    def judged(net, data, stage, seed, chip, ranks):
         train.measure(net, data.validation, data, derived(0), batch_size=8)  # as ever: in evaluation mode
         return left.pop(0), 1.0
 
@@ -425,8 +426,8 @@ def test_a_hybrid_parent_is_kept_with_its_sram(home, monkeypatch):
 def test_the_parent_is_judged_under_the_stages_variation_before_anything_is_trained(home, monkeypatch):
     judged, go = [], train._validate
 
-    def watched(net, data, stage, seed, chip):
-        result = go(net, data, stage, seed, chip)
+    def watched(net, data, stage, seed, chip, ranks):
+        result = go(net, data, stage, seed, chip, ranks)
         judged.append((net.conv2.weight.detach().clone(), net.fc1.weight.detach().clone(), result))
         return result
 
@@ -483,7 +484,7 @@ def watch_masks(monkeypatch, *accuracies: float) -> list[dict[str, torch.Tensor]
     """The masks that each epoch was judged with; the accuracies are scripted."""
     seen, left = [], list(accuracies)
 
-    def judged(net, data, stage, seed, chip):
+    def judged(net, data, stage, seed, chip, ranks):
         seen.append({n: layer.mask.clone() for n, layer in prune.hybrid_layers(net).items()})
         seen[-1]["weights"] = net.conv2.weight.detach().clone()
         return left.pop(0), 1.0

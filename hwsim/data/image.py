@@ -196,6 +196,13 @@ def _checksum(*splits: Split) -> str:
     return digest.hexdigest()
 
 
+def sent(x: torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
+    """A tensor on a device (None is its own); from the CPU to CUDA it is on its way, and nothing waits for it."""
+    device = x.device if device is None else torch.device(device)
+    pinned = (x.device.type, device.type) == ("cpu", "cuda")
+    return (x.pin_memory() if pinned else x).to(device, non_blocking=pinned)
+
+
 def normalize(
     images_BCHW: torch.Tensor,
     mean: tuple[float, ...],
@@ -218,8 +225,8 @@ def normalize(
     if len(mean) != C or len(std) != C:
         raise DataError(f"normalize: {len(mean)} means and {len(std)} standard deviations for images of {C} channels")
     wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    x = images_BCHW.to(device).to(wide).div_(255)  # Moved as bytes: a quarter of the traffic.
-    constants = torch.tensor([mean, std], dtype=wide, device=x.device)[:, :, None, None]
+    x = sent(images_BCHW, device).to(wide).div_(255)  # Moved as bytes: a quarter of the traffic.
+    constants = sent(torch.tensor([mean, std], dtype=wide), x.device)[:, :, None, None]
     return x.sub_(constants[0]).div_(constants[1]).to(dtype)
 
 

@@ -228,10 +228,10 @@ def draw(net: nn.Module, generator: torch.Generator) -> None:
     same chip to a network on the CPU and on CUDA. A CUDA generator has another stream: the same seed is another chip.
     """
     for layer in _layers(net).values():
-        shape = layer.store.noise_shape(tuple(layer.weight.shape))
-        if shape is not None:
-            z = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
-            layer.z = z.to(layer.weight.device)
+        if (shape := layer.store.noise_shape(tuple(layer.weight.shape))) is not None:
+            pinned = (generator.device.type, layer.weight.device.type) == ("cpu", "cuda")  # the copy is not waited for
+            z = torch.empty(shape, device=generator.device, dtype=torch.float32, pin_memory=pinned)
+            layer.z = z.normal_(generator=generator).to(layer.weight.device, non_blocking=pinned)
 
 
 def clear(net: nn.Module) -> None:

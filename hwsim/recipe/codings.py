@@ -56,7 +56,7 @@ def train_grid(run, name: str, stage: Codings, results) -> list[Point]:
             for seed in range(run.recipe.seed, run.recipe.seed + stage.seeds):
                 net = run.recipe.net.model_copy(update={"encode": encode, "steps": steps})
                 recipe = run.recipe.model_copy(update={"net": net, "seed": seed})
-                key = fresh_key(recipe, stage.train, run.data.checksum, run.device.type)
+                key = fresh_key(recipe, stage.train, run.data.checksum, run.device.type, run.ranks.count)
                 trained = run.train(f"{name}-{encode}-t{steps}-seed{seed}", stage.train, recipe, key, results)
                 out.append(Point(recipe, trained))
     return out

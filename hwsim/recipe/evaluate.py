@@ -2,13 +2,15 @@
 
 Chips are drawn by CPU generators, so the same seed gives the same chips on CPU and CUDA, to every network of one shape
 and at every scale: differences between networks are measured chip by chip. The spike coding is drawn anew for every
-chip, so the interval holds the coding's scatter too, and a scale of 0 shows that scatter alone.
+chip, so the interval holds the coding's scatter too, and a scale of 0 shows that scatter alone; or once for all chips
+(`spikes: shared`), and differences between chips are those of their cells. Then, and where no spikes are drawn, many
+chips share a pass (`together.py`).
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from operator import is_
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from hwsim.device.store import clear, draw
 from hwsim.recipe.adapt import adapted
 from hwsim.recipe.randomness import generator
 from hwsim.recipe.settings import Evaluate
+from hwsim.recipe.together import groups, rows_together, sees_its_own
 
 
 class Interval(NamedTuple):
@@ -101,11 +104,6 @@ class Ensemble(nn.Module):
         return torch.stack([net.run(x_TBCHW)[0] for net in self.nets]).mean(0), {}
 
 
-def _is_fixed(net: nn.Module) -> bool:
-    """Whether a network whose chip was drawn has neither spread cells nor drawn spikes."""
-    return getattr(net, "coding", "poisson") != "poisson" and all(getattr(m, "z", None) is None for m in net.modules())
-
-
 def over_chips(
     networks_on: Callable[[int], list[nn.Module]],
     chips: Iterable[int],
@@ -116,41 +114,46 @@ def over_chips(
 ) -> Iterator[dict]:
     """Test accuracy on each chip and with each of the stage's numbers of adaptation batches; one row each.
 
-    networks_on: chip → the networks that run there, stores placed; of several the mean of the logits counts. Where
-    nothing is drawn, neither cells nor spikes, one pass speaks for all chips.
+    networks_on: chip → the networks that run there, stores placed; of several the mean of the logits counts. Chips that
+    see the same input (shared spikes, or a coding that draws none) share what does not depend on the chip. Where
+    nothing else differs between them either, one pass speaks for all.
     """
-    last: tuple[list[nn.Module], Tested] | None = None
-    for chip in chips:
-        nets = networks_on(chip)
-        net = nets[0] if len(nets) == 1 else Ensemble(nets)
-        device = next(net.parameters()).device
-        for number in stage.adapt:
-            cells = [generator(seed, "chips", chip) for _ in nets]
+    for alone, begun in groupby(groups(networks_on, chips, stage), lambda g: any(sees_its_own(stage, n) for n in g[0])):
+        if alone:
+            for nets, (chip,) in begun:
+                yield from _one_chip(nets, chip, data, stage, seed, done)
+        else:
+            yield from rows_together(begun, data, stage, seed, done)
 
-            def redraw(nets=nets, cells=cells):
-                for one, g in zip(nets, cells, strict=True):
-                    draw(one, g)
 
-            redraw()
-            with ExitStack() as stack:
-                for one in nets if number else []:
-                    order = generator(seed, "batches", "adapt", chip)
-                    spikes = generator(seed, "batches", "adapt coding", chip, device=device)
-                    stack.enter_context(
-                        adapted(one, data, number, batch_size=stage.adapt_batch_size, order=order, coding=spikes)
-                    )
-                coding = generator(seed, "batches", "test", chip, device=device)
-                is_fixed = number == 0 and all(map(_is_fixed, nets))
-                if is_fixed and last is not None and len(nets) == len(last[0]) and all(map(is_, nets, last[0])):
-                    tested = last[1]
-                else:
-                    tested = measure(
-                        net, data.test, data, coding,
-                        batch_size=stage.batch_size, drop_last=stage.drop_last,
-                        before_batch=redraw if stage.redraw == "batch" else None,
-                    )  # fmt: skip
-                    last = (nets, tested) if is_fixed else None
-            for one in nets:
-                clear(one)
-            done(tested.images)
-            yield {"chip": chip, "adapt_batches": number, "accuracy": tested.accuracy, "images": tested.images}
+def _one_chip(
+    nets: list[nn.Module], chip: int, data: ImageData, stage: Evaluate, seed: int, done: Callable[[int], None]
+) -> Iterator[dict]:
+    """The rows of a chip that has spikes of its own."""
+    net = nets[0] if len(nets) == 1 else Ensemble(nets)
+    device = next(net.parameters()).device
+    for number in stage.adapt:
+        cells = [generator(seed, "chips", chip) for _ in nets]
+
+        def redraw(cells=cells):
+            for one, g in zip(nets, cells, strict=True):
+                draw(one, g)
+
+        redraw()
+        with ExitStack() as stack:
+            for one in nets if number else []:
+                order = generator(seed, "batches", "adapt", chip)
+                spikes = generator(seed, "batches", "adapt coding", chip, device=device)
+                stack.enter_context(
+                    adapted(one, data, number, batch_size=stage.adapt_batch_size, order=order, coding=spikes)
+                )
+            coding = generator(seed, "batches", "test", chip, device=device)
+            tested = measure(
+                net, data.test, data, coding,
+                batch_size=stage.batch_size, drop_last=stage.drop_last,
+                before_batch=redraw if stage.redraw == "batch" else None,
+            )  # fmt: skip
+        for one in nets:
+            clear(one)
+        done(tested.images)
+        yield {"chip": chip, "adapt_batches": number, "accuracy": tested.accuracy, "images": tested.images}

@@ -2,18 +2,28 @@
 
 from pathlib import Path
 
+from hwsim.config import ConfigError
 from hwsim.recipe.progress import Progress
+from hwsim.recipe.ranks import ALONE, Ranks
 from hwsim.recipe.resolve import Resolved
 from hwsim.recipe.run import Results, Run
 
 
-def execute(resolved: Resolved, runs: Path, progress: Progress) -> Results:
-    """Do the recipe's stages in a run folder below `runs`. Raises `UserError` kinds only for what the user can mend."""
+def execute(resolved: Resolved, runs: Path, progress: Progress, ranks: Ranks = ALONE) -> Results:
+    """Do the recipe's stages in a run folder below `runs`. Raises `UserError` kinds only for what the user can mend.
+
+    ranks: the processes that do them together.
+    """
     if resolved.recipe.is_integer:
+        if ranks.count > 1:
+            raise ConfigError([
+                f"{resolved.name}: integer networks learn in one process; start it without torchrun ({ranks.count} "
+                "processes can share stages train, recover, codings and evaluate)"
+            ])  # fmt: skip
         from hwsim.recipe.run_integer import IntegerRun
 
         return IntegerRun(resolved, runs, progress).execute()
-    return Run(resolved, runs, progress).execute()
+    return Run(resolved, runs, progress, ranks).execute()
 
 
 def reached(resolved: Resolved, results: Results) -> list[dict]:

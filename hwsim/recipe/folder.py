@@ -11,6 +11,7 @@ runs/<recipe>-<key>/
 same `--runs` folder is taken from there.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -97,6 +98,15 @@ class Folder:
         record = {"format": FORMAT, **record, "files": files}
         write_json(folder / "stage.json", {**record, "seal": content_hash(record)})
         _sweep(folder)
+
+
+def finished_keys(runs: Path) -> set[str]:
+    """The keys of all stages that are finished in the runs of a folder."""
+    keys = set()
+    for file in runs.glob("*/*/stage.json"):
+        with contextlib.suppress(RunError):  # a damaged stage is not finished
+            keys.add(read_json(file, "key")["key"])
+    return keys
 
 
 def _sweep(folder: Path) -> None:

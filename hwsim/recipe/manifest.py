@@ -53,18 +53,21 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
-def machine(device: torch.device, backend: Backend) -> dict:
+def machine(device: torch.device, backend: Backend, processes: int = 1) -> dict:
     """The machine and what computes on it."""
     return {
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "backend": backend.name,
         "backend_reason": backend.reason,
     }
 
 
-def command() -> str:
-    """The command line of this process."""
-    return shlex.join(["hwsim", *sys.argv[1:]])
+def command(processes: int = 1) -> str:
+    """The command line of this process, or of the `processes` that run it together."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(processes))
+    program = ["hwsim"] if processes == 1 else ["torchrun", "--nproc-per-node", here, "-m", "hwsim"]
+    return shlex.join([*program, *sys.argv[1:]])

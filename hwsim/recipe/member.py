@@ -11,6 +11,7 @@ from hwsim.recipe import network
 from hwsim.recipe.checkpoint import load_tensors, save_tensors
 from hwsim.recipe.load import Member, Trained
 from hwsim.recipe.progress import Progress
+from hwsim.recipe.ranks import ALONE, Ranks
 from hwsim.recipe.recover import as_parent, begin, sram_rows
 from hwsim.recipe.settings import Prune, Recipe, Recover, Train
 from hwsim.recipe.train import train
@@ -24,6 +25,7 @@ class Work:
     data: ImageData
     device: torch.device
     progress: Progress
+    ranks: Ranks = ALONE
 
     def tensors(self, member: Member) -> dict[str, torch.Tensor]:
         """A trained network's tensors, on the device."""
@@ -43,10 +45,9 @@ def train_member(
     which = {"chip": "" if chip is None else chip, "shift_bit": "" if shift is None else shift}
     made = {"file": f"weights{own}.safetensors", "chip": chip, "shift_bit": shift}
     path = folder / made["file"]
-    if path.exists():  # of an interrupted stage whose later networks are missing
-        about = load_tensors(path)[1]
-        if about.get("key") == key:
-            return {**made, "rows": about["rows"], "sram_rows": about["sram_rows"]}
+    about = work.ranks.first(lambda: load_tensors(path)[1] if path.exists() else {})
+    if about.get("key") == key:  # of an interrupted stage whose later networks are missing
+        return {**made, "rows": about["rows"], "sram_rows": about["sram_rows"]}
     tensors = work.tensors(parent.member(chip, shift)) if parent else None
     net = _first(work, stage, tensors, parent is not None and parent.masked, chip, shift, other)
     keeps = isinstance(stage, Recover) and stage.keep_parent and stage.prune is None
@@ -54,14 +55,15 @@ def train_member(
         net, work.data, stage, name=name + own, key=key, seed=work.recipe.seed,
         epochs_before=parent.epochs if parent else 0, augmentation=work.recipe.data.augment,
         resume=folder / f"resume{own}.safetensors", progress=work.progress, chip=chip or 0,
-        fallback=(lambda: as_parent(net, tensors)) if keeps else None,
+        fallback=(lambda: as_parent(net, tensors)) if keeps else None, ranks=work.ranks,
+        statistics=work.recipe.statistics, cuda_graphs=work.recipe.cuda_graphs,
     )  # fmt: skip
     sram = []
     if isinstance(stage, Recover):
         load(net, best)
         sram = sram_rows(net, (stage.prune or Prune()).group)
     rows, sram = ([{**row, **which} for row in part] for part in (rows, sram))
-    save_tensors(path, best, {"key": key, "rows": rows, "sram_rows": sram})
+    work.ranks.first(lambda: save_tensors(path, best, {"key": key, "rows": rows, "sram_rows": sram}))
     return {**made, "rows": rows, "sram_rows": sram}
 
 

@@ -31,6 +31,9 @@ COMMON = [
     click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON."),
 ]
 
+ASKED = ("seed", "compute", "precision", "checkpoint_layers", "from_run", "smoke", "faithful")
+"""Those of `COMMON` that change the recipe: fields of `resolve.Request`."""
+
 Start = Callable[[str, dict[str, str | bool], dict[str, Any]], None]
 
 

@@ -17,16 +17,19 @@ from hwsim.recipe.folder import read_stage
 from hwsim.recipe.load import Trained, stage_folder, trained_before
 from hwsim.recipe.prune import misfits
 from hwsim.recipe.resolve import Resolved
-from hwsim.recipe.settings import Evaluate, Load, Recover, SramSettings, Train
+from hwsim.recipe.settings import Codings, Evaluate, Load, Recover, SramSettings, Train
 
 
-def before_running(resolved: Resolved, data: ImageData) -> tuple[dict[str, Trained], dict[str, Trained]]:
+def before_running(
+    resolved: Resolved, data: ImageData, processes: int = 1
+) -> tuple[dict[str, Trained], dict[str, Trained]]:
     """(networks by the load stage that takes them, networks that a stage's SRAM part begins with).
 
+    processes: how many share every training batch.
     Raises `ConfigError` with a line for everything that does not fit, `RunError` for a run that is missing or damaged.
     """
     recipe, document = resolved.recipe, resolved.document
-    mistakes = list(_unfilled(resolved, data))
+    mistakes = [*_unfilled(resolved, data), *_unshared(resolved, processes)]
     if mistakes:
         raise ConfigError(mistakes)
     net = network.fresh(recipe, data, torch.device("cpu"))  # a plan that does not fit the images is found here
@@ -74,6 +77,27 @@ def _unfilled(resolved: Resolved, data: ImageData) -> Iterator[str]:
                 f"{_at(resolved.document, name, 'adapt')}: {max(stage.adapt)} x {stage.adapt_batch_size} is more than "
                 f"the {images} training images of {data.name}; take "
                 f"{f'at most {most} batches, or ' if most else ''}a smaller adapt_batch_size"
+            )
+
+
+def _unshared(resolved: Resolved, processes: int) -> Iterator[str]:
+    for name, stage in resolved.recipe.stages.items():
+        training = stage.train if isinstance(stage, Codings) else stage
+        if processes == 1 or not isinstance(training, Train):
+            continue
+        place = ("train", "batch_size") if isinstance(stage, Codings) else ("batch_size",)
+        where, size = _at(resolved.document, name, *place), training.batch_size
+        if size % processes:
+            lower, fitting = size - size % processes, [n for n in range(1, size + 1) if size % n == 0]
+            yield (
+                f"{where}: {size} images a batch have no equal shares for {processes} processes; take "
+                f"{f'{lower} or ' if lower else ''}{lower + processes}, or start "
+                f"{', '.join(map(str, fitting[:-1]))} or {fitting[-1]} processes"
+            )
+        elif size == processes and resolved.recipe.statistics == "local":
+            yield (
+                f"{where}: {size} images for {processes} processes are one image each, of which there are no local "
+                f"statistics; take {2 * processes} or more, or statistics: synchronised"
             )
 
 

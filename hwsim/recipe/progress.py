@@ -1,8 +1,28 @@
 """What a run tells while it works: a live bar on a terminal, plain lines elsewhere, nothing with `--quiet`."""
 
+import signal
 import sys
 import time
 from contextlib import contextmanager
+
+_interrupts: list[int] = []
+
+
+def listen() -> None:
+    """Remember that Ctrl-C was pressed: Python raises `KeyboardInterrupt` wherever it is, and loses one that meets the
+    callback of a dying object. Whoever reports progress raises it again.
+    """
+
+    def heard(number: int, frame: object) -> None:
+        _interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, heard)
+
+
+def _stop_if_interrupted() -> None:
+    if _interrupts:
+        raise KeyboardInterrupt
 
 
 class Progress:
@@ -16,6 +36,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line."""
+        _stop_if_interrupted()
         if self.quiet:
             return
         if self._bar is not None:
@@ -35,7 +56,7 @@ class Progress:
     def task(self, title: str, total: int, unit: str = "images"):
         """A piece of work of `total` units; yields `advance(n, text)`. Off a terminal nothing is shown but `say`."""
         if not self.live:
-            yield lambda n, text="": None
+            yield lambda n, text="": _stop_if_interrupted()
             return
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -48,6 +69,7 @@ class Progress:
 
             def advance(n: int, text: str = "") -> None:
                 nonlocal done
+                _stop_if_interrupted()
                 done += n
                 rate = done / max(time.monotonic() - start, 1e-9)
                 bar.update(task, advance=n, text=f"{text} {rate:,.0f} {unit}/s")

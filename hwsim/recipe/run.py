@@ -3,43 +3,50 @@
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hwsim.config import content_hash
+from hwsim.config import RunError, content_hash
 from hwsim.data.image import ImageData, load_images
 from hwsim.device.card import load_card
 from hwsim.device.pricelist import Prices
 from hwsim.network.lif import choose
+from hwsim.network.workspace import trim
 from hwsim.recipe import manifest, network
 from hwsim.recipe.account import count
 from hwsim.recipe.attack import attacks, victims_of
 from hwsim.recipe.bitnet import curves
 from hwsim.recipe.bitnet_settings import Curve
-from hwsim.recipe.checkpoint import FORMAT, read_json, write_json
+from hwsim.recipe.checkpoint import FORMAT, write_json
+from hwsim.recipe.chips import chip_rows
 from hwsim.recipe.coding_settings import Attack, Exit, Published
 from hwsim.recipe.codings import Point, measure_grid, train_grid
 from hwsim.recipe.compute import compute_device
 from hwsim.recipe.convert import convert
 from hwsim.recipe.convert_settings import Convert
-from hwsim.recipe.evaluate import over_chips
 from hwsim.recipe.exits import exits
-from hwsim.recipe.folder import Folder, read_stage
+from hwsim.recipe.folder import Folder, finished_keys, read_stage
 from hwsim.recipe.keys import stage_keys
 from hwsim.recipe.load import Trained
 from hwsim.recipe.member import Work, train_member
+from hwsim.recipe.memory_fit import refuse
 from hwsim.recipe.parents import before_running
 from hwsim.recipe.progress import Progress
+from hwsim.recipe.ranks import ALONE, Ranks
 from hwsim.recipe.resolve import Resolved
 from hwsim.recipe.settings import Account, Codings, Evaluate, Load, Recipe, Recover, Train
 from hwsim.recipe.show import shown
 from hwsim.recipe.tracefile import load_trace, save_trace
-from hwsim.recipe.view import views
 from hwsim.report.energy import energy_rows
 from hwsim.report.sparsity import level_rows, sparsity_rows
+
+SHARED = ("train", "recover", "codings", "evaluate")
+"""Stages that several processes do together; the others are rank 0's."""
 
 
 @dataclass
@@ -63,40 +70,60 @@ class Results:
 class Run:
     """One execution of a recipe."""
 
-    def __init__(self, resolved: Resolved, runs: Path, progress: Progress):
-        self.resolved, self.progress = resolved, progress
+    def __init__(self, resolved: Resolved, runs: Path, progress: Progress, ranks: Ranks = ALONE):
+        self.resolved, self.progress, self.ranks = resolved, progress, ranks
         self.recipe: Recipe = resolved.recipe
-        self.device = compute_device(self.recipe.compute, self.recipe.precision)
+        self.device = compute_device(self.recipe.compute, self.recipe.precision, ranks.local)
         self.backend = choose(self.device)
         self._prepare()
         self.keys = self._keys()
-        self.folder = Folder(runs, resolved.name, content_hash({**self.keys, **self._pricing()}))
+        key = content_hash({**self.keys, **self._pricing()})
+        if len({*ranks.gather([key])}) > 1:
+            raise RunError("the processes have other data or other versions of hwsim; give them the same")
+        done = finished_keys(runs)
+        if self.recipe.check_memory:
+            refuse(self.recipe, self.device, frozenset(n for n, k in self.keys.items() if k in done), ranks.count)
+        self.folder = ranks.first(lambda: Folder(runs, resolved.name, key))
         self.reused: list[str] = []
 
     def _prepare(self) -> None:
         """Read the data, and check what needs them, before anything runs."""
         wanted = self.recipe.data
-        self.data: ImageData = load_images(
+        self.data: ImageData = self.ranks.one_fetches(lambda: load_images(
             wanted.name, data_dir=Path(wanted.dir) if wanted.dir else None, download=wanted.download,
             limit=wanted.limit, progress=self.progress.fetched,
-        )  # fmt: skip
-        self.loaded, self.first_weights = before_running(self.resolved, self.data)
+        ))  # fmt: skip
+        self.loaded, self.first_weights = before_running(self.resolved, self.data, self.ranks.count)
 
     def execute(self) -> Results:
         """Do the stages. Raises `UserError` kinds only for what the user can mend."""
         self._greet()
         results = Results(self.folder.path)
-        with self.folder.locked(self.progress):
+        with self.folder.locked(self.progress) if self.ranks.is_first else nullcontext():
             started = time.time()
-            self.folder.write("recipe.yaml", shown(self.resolved).encode())
-            about = self._manifest(started)
-            write_json(self.folder.path / "manifest.json", {**about, "state": "running"})
+            about = self.ranks.first(lambda: self._begun(started))
             for name, stage in self.recipe.stages.items():
-                getattr(self, f"_{stage.do}")(name, stage, results)
-            self._write_tables(results)
+                if stage.do in SHARED:
+                    getattr(self, f"_{stage.do}")(name, stage, results)
+                else:
+                    results.trained |= self.ranks.first(partial(self._by_one, name, stage, results))
+                trim()
+            self.ranks.first(lambda: self._write_tables(results))
             done = {"state": "done", "seconds": time.time() - started, "reused": self.reused}
-            write_json(self.folder.path / "manifest.json", {**about, **done})
+            self.ranks.first(lambda: write_json(self.folder.path / "manifest.json", {**about, **done}))
         return results
+
+    def _begun(self, started: float) -> dict[str, Any]:
+        """Write what the run is; returns what its manifest says."""
+        self.folder.write("recipe.yaml", shown(self.resolved).encode())
+        about = self._manifest(started)
+        write_json(self.folder.path / "manifest.json", {**about, "state": "running"})
+        return about
+
+    def _by_one(self, name: str, stage, results: Results) -> dict[str, Trained]:
+        """Do a stage that is one process's; returns the network that it leaves, if it does, by its name."""
+        getattr(self, f"_{stage.do}")(name, stage, results)
+        return {name: results.trained[name]} if name in results.trained else {}
 
     def _write_tables(self, results: Results) -> None:
         from hwsim.recipe.summary import write_tables
@@ -105,7 +132,9 @@ class Run:
 
     def _keys(self) -> dict[str, str]:
         """Stage → the hash of all that its result depends on."""
-        return stage_keys(self.recipe, self.data.checksum, self.device.type, self.loaded, self.first_weights)
+        return stage_keys(
+            self.recipe, self.data.checksum, self.device.type, self.loaded, self.first_weights, self.ranks.count
+        )
 
     def _pricing(self) -> dict[str, Any]:
         """What makes the run's tables another's though its stages are the same: how counts are priced."""
@@ -127,17 +156,23 @@ class Run:
             f"  network  {recipe.net.name} x{recipe.net.width:g}{recipe.net.in_time}, on "
             f"{recipe.data.name} ({images} images for training, validation and test)\n"
             f"  device   {recipe.device.card}, {bits}on {', '.join(recipe.device.on)}\n"
-            f"  compute  {self.device}, {torch.get_num_threads()} threads; seed {recipe.seed}\n"
+            f"  compute  {self.device}{self._together()}, {torch.get_num_threads()} threads; seed {recipe.seed}\n"
             f"  neuron   {self.backend.name}: {self.backend.reason}"
         )
+
+    def _together(self) -> str:
+        """How many processes work together, in words; nothing of one."""
+        count = self.ranks.count
+        return f", {count} processes, BNTT statistics {self.recipe.statistics}" if count > 1 else ""
 
     def _manifest(self, started: float) -> dict:
         recipe = self.recipe
         priced = [s.card.split("+") for s in recipe.stages.values() if isinstance(s, Account | Published)]
         cards = {*self._cards(), *(card for each in priced for card in each)}
         return {
-            "format": FORMAT, "recipe": self.resolved.name, "command": manifest.command(), "commit": manifest.commit(),
-            "versions": manifest.versions(), "machine": manifest.machine(self.device, self.backend),
+            "format": FORMAT, "recipe": self.resolved.name, "command": manifest.command(self.ranks.count),
+            "commit": manifest.commit(), "versions": manifest.versions(),
+            "machine": manifest.machine(self.device, self.backend, self.ranks.count),
             "seed": recipe.seed, "cards": {c: load_card(c).hash for c in sorted(cards)}, "keys": self.keys,
             **self._inputs(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
@@ -153,7 +188,7 @@ class Run:
         return {"data": {"name": self.recipe.data.name, "checksum": self.data.checksum}, "loaded": loaded}
 
     def _reuse(self, name: str, key: str | None = None) -> tuple[dict, Path] | None:
-        found = self.folder.finished(name, key or self.keys[name])
+        found = self.ranks.first(lambda: self.folder.finished(name, key or self.keys[name]))
         if found is not None:
             self.progress.say(f"{name}: finished before, taken from {found[1]}")
             self.reused.append(name)
@@ -171,19 +206,19 @@ class Run:
         self, name: str, stage: Train, recipe: Recipe, key: str, results: Results, parent: Trained | None = None
     ) -> Trained:
         """The network of stage `name`, whose result `key` stands for: found finished, or trained by `recipe`."""
-        here = self.folder.stage(name)
+        here = self.ranks.first(lambda: self.folder.stage(name))
         found = self._reuse(name, key)
         if found is None:
             started = time.monotonic()
             self.progress.say(f"{name}: no finished one in {self.folder.runs}, it is trained now")
-            work = Work(recipe, self.data, self.device, self.progress)
+            work = Work(recipe, self.data, self.device, self.progress, self.ranks)
             other = self.first_weights.get(name)
             made = [
                 train_member(work, name, stage, key, here, parent, chip, shift, other) for chip, shift in stage.members
             ]
             rows = [row for m in made for row in m["rows"]]
             recovers = isinstance(stage, Recover)
-            self.folder.finish(name, {
+            self.ranks.first(lambda: self.folder.finish(name, {
                 "stage": name, "key": key, "do": "train", "net": recipe.net.model_dump(),
                 "device": recipe.device.model_dump(), "epochs": (parent.epochs if parent else 0) + stage.epochs,
                 "members": [{k: m[k] for k in ("file", "chip", "shift_bit")} for m in made],
@@ -191,12 +226,12 @@ class Run:
                 "masked": recovers and (stage.prune is not None or parent.masked),
                 "is_float": stage.weights == "float", "conversion": None, "rows": rows,
                 "sram_rows": [row for m in made for row in m["sram_rows"]],
-            })  # fmt: skip
+            }))  # fmt: skip
             epochs = stage.epochs * len(made)
             self.progress.say(f"{name}: {epochs} epochs in {time.monotonic() - started:.1f} s")
         elif found[1] != here:
-            self._copy(found, here)
-        record = read_stage(here)
+            self.ranks.first(lambda: self._copy(found, here))
+        record = self.ranks.first(lambda: read_stage(here))
         results.metrics += [{**row, "stage": name} for row in record["rows"]]
         results.sram += [{**row, "stage": name} for row in record["sram_rows"]]
         return Trained.of_record(here, record)
@@ -225,7 +260,9 @@ class Run:
 
     def _codings(self, name: str, stage: Codings, results: Results) -> None:
         results.grids[name] = grid = train_grid(self, name, stage, results)
-        self._measured(name, results.timing, lambda work: measure_grid(work, name, stage, grid))
+        self.ranks.first(lambda: self._measured(
+            name, results.timing, lambda work: measure_grid(work, name, stage, grid)
+        ))  # fmt: skip
 
     def _exit(self, name: str, stage: Exit, results: Results) -> None:
         self._measured(name, results.timing, lambda work: exits(work, name, stage, results.trained))
@@ -247,38 +284,16 @@ class Run:
             into.setdefault(table, []).extend(rows)
 
     def _evaluate(self, name: str, stage: Evaluate, results: Results) -> None:
-        here = self.folder.stage(name)
+        here = self.ranks.first(lambda: self.folder.stage(name))
         found = self._reuse(name)
-        if found is not None:
+        if found is None:
+            work = Work(self.recipe, self.data, self.device, self.progress, self.ranks)
+            rows = chip_rows(work, name, stage, results.trained, self.keys[name], here / "resume.json")
+            self.ranks.first(lambda: self.folder.finish(name, {"key": self.keys[name], "do": "evaluate", "rows": rows}))
+        else:
             rows = [{**row, "stage": name} for row in found[0]["rows"]]
             if found[1] != here:
-                self.folder.finish(name, {**found[0], "rows": rows})
-            results.chips += rows
-            return
-        partial = here / "resume.json"
-        saved = read_json(partial, "key", "rows") if partial.exists() else {"key": None}
-        rows = saved["rows"] if saved["key"] == self.keys[name] else []
-        done = {(r["network"], r["variation_scale"]) for r in rows}
-        seen = [v for n in stage.of for v in views(n, results.trained[n], stage.chips)]
-        todo = [(view, scale) for view in seen for scale in stage.variation_scales if (view.name, scale) not in done]
-        images = sum(len(view.chips) for view, _ in todo) * len(stage.adapt) * len(self.data.test)
-        with self.progress.task(name, images) as advance:
-            for view, scale in todo:
-                on = view.networks(self.recipe, self.data, self.device, scale)
-                new = [
-                    {"stage": name, "network": view.name, "variation_scale": scale, **row}
-                    for row in over_chips(on, view.chips, self.data, stage, self.recipe.seed, advance)
-                ]
-                rows += new
-                write_json(partial, {"format": FORMAT, "key": self.keys[name], "rows": rows})
-                for number in stage.adapt:
-                    each = [r["accuracy"] for r in new if r["adapt_batches"] == number]
-                    after = f", adapted by {number} batches" if number else ""
-                    mean = 100 * sum(each) / len(each)
-                    self.progress.say(
-                        f"{name}: {view.name} at scale {scale:g}{after}: mean {mean:.2f} %, chips {len(each)}"
-                    )
-        self.folder.finish(name, {"key": self.keys[name], "do": "evaluate", "rows": rows})
+                self.ranks.first(lambda: self.folder.finish(name, {**found[0], "rows": rows}))
         results.chips += rows
 
     def _account(self, name: str, stage: Account, results: Results) -> None:

@@ -209,6 +209,8 @@ class Evaluate(Settings):
     """Training images in one of these batches."""
     drop_last: bool = False
     """Leave out the last, incomplete test batch and average over batches, as the reference does."""
+    spikes: Literal["per-chip", "shared"] = "per-chip"
+    """Input spikes: per-chip (intervals hold the coding's scatter too), or shared by all chips: cells alone differ."""
 
 
 class Account(Definitions):
@@ -269,8 +271,14 @@ class Recipe(Settings):
     """Where to compute."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Numbers that are multiplied in convolutions; states, statistics and weights stay float32. tf32: CUDA only."""
+    statistics: Literal["synchronised", "local"] = "synchronised"
+    """BNTT statistics where several processes share a batch (torchrun): of the whole batch, or of each one's share."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """Replay training steps from a CUDA graph where that is possible; off launches every kernel by itself."""
     checkpoint_layers: bool = False
     """Keep only the spikes of each layer for the backward pass and compute its currents again: less memory, slower."""
+    check_memory: bool = True
+    """Refuse to run where less memory is free than `hwsim doctor` says that the run needs."""
     net: Net = Net()
     """The network."""
     data: Data = Data()

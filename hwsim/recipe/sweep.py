@@ -25,6 +25,8 @@ SUMMARY = (
     "axis", "point", "stage", "varied", "at", "measure", "seeds", "mean", "std", "ci95_low", "ci95_high",
     "energy_pj_mean", "energy_pj_ci95_low", "energy_pj_ci95_high",
 )  # fmt: skip
+EVERYWHERE = "precision"
+"""An option that every recipe has and a sweep may vary."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ def points(base: Request, axes: Sequence[Axis], seeds: int) -> list[Point]:
     mistakes = []
     for a in axes:
         for option in a.options:
-            if option not in declared:
+            if option == EVERYWHERE:
+                if base.precision is not None:
+                    mistakes.append(f"--vary {a.name}: --{option} is given beside it; leave one of the two out")
+            elif option not in declared:
                 mistakes.append(f"--vary {a.name}: recipe {name} has no option --{option}{nearest(option, declared)}")
             elif option in base.options:
                 mistakes.append(f"--vary {a.name}: --{option} is given beside it; leave one of the two out")
@@ -98,7 +103,9 @@ def points(base: Request, axes: Sequence[Axis], seeds: int) -> list[Point]:
 
 
 def _request(base: Request, axis: Axis, value: str, seed: str | int | None) -> Request:
-    return dataclasses.replace(base, options={**base.options, **dict.fromkeys(axis.options, value)}, seed=seed)
+    options = {**base.options, **{option: value for option in axis.options if option != EVERYWHERE}}
+    precision = value if EVERYWHERE in axis.options else base.precision
+    return dataclasses.replace(base, options=options, precision=precision, seed=seed)
 
 
 def sweep(every: Sequence[Point], runs: Path, progress: Progress) -> Iterator[list[dict]]:
@@ -135,6 +142,8 @@ def _varies(point: Point, network: str) -> bool:
     """Whether the point's options set anything of this network's stage, or of what all stages share."""
     data, stage = point.resolved.document.data, network.partition("/")[0].partition(",")[0]
     for option in point.axis.options:
+        if option == EVERYWHERE:
+            return True
         for place in map(place_of, data["options"][option]["sets"]):
             if place[0] != "stages" or place[1] == stage:
                 return True

@@ -1,4 +1,4 @@
-"""One training loop for every network family: for each loss of a batch, backward and step.
+"""One training loop for every network family; what is done with a batch is in `step.py`.
 
 Before each batch a chip is drawn (or one chip for the whole stage); the gradient passes straight through the store to
 the master weights. A stage that prunes takes the masks before the batch and adds the group lasso's gradient, on the
@@ -18,13 +18,16 @@ from hwsim.config import RunError
 from hwsim.data.augment import augment
 from hwsim.data.image import ImageData, batches, normalize
 from hwsim.device.store import clear, draw, load
+from hwsim.network.workspace import trim
 from hwsim.recipe.checkpoint import load_tensors, save_tensors
 from hwsim.recipe.evaluate import measure
 from hwsim.recipe.progress import Progress
-from hwsim.recipe.prune import fix_masks, group_lasso, hybrid_layers, refresh_masks
+from hwsim.recipe.prune import fix_masks, refresh_masks
 from hwsim.recipe.randomness import generator
+from hwsim.recipe.ranks import ALONE, Ranks
 from hwsim.recipe.settings import Prune, Recover, Train
-from hwsim.recipe.xnor import IMAGENET_SCALE, center_weights, rewrite_gradients
+from hwsim.recipe.step import make_optimizer, set_rate, training_step
+from hwsim.recipe.xnor import center_weights
 
 DIVERGED = 1e4
 """A cross-entropy above this is divergence: chance is log(classes)."""
@@ -65,6 +68,9 @@ def train(
     progress: Progress,
     chip: int = 0,
     fallback: Callable[[], dict[str, torch.Tensor]] | None = None,
+    ranks: Ranks = ALONE,
+    statistics: str = "synchronised",
+    cuda_graphs: str = "auto",
 ) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Train `net`, whose stores are placed; returns (best weights by validation, one row of metrics an epoch).
 
@@ -72,18 +78,23 @@ def train(
     drawn where the stage keeps a chip; the validation images meet it too. resume: file that keeps the state of the last
     finished epoch. fallback: gives the weights that are judged before the first epoch (row 0) and kept where no epoch
     is better; without it only what was trained counts. Of a stage that prunes, only epochs with final masks count.
+    ranks: the processes that train it together, all with the same arguments, and get the same; rank 0 writes `resume`.
+    statistics: as of `Ranks.losses`. cuda_graphs: as of `step.why_eager`.
     Raises `RunError` if the loss or a weight stops being a number, naming layer, step and likely cause.
     """
     device = next(net.parameters()).device
     images = data.train.to(device)
-    parameters = dict(net.named_parameters())
-    optimizer = _optimizer(parameters, stage)
+    optimizer = make_optimizer(list(net.parameters()), stage)
+    step = training_step(
+        net, ranks.losses(net, statistics), optimizer, stage, wanted=cuda_graphs, processes=ranks.count,
+        say=lambda text: progress.say(f"{name}: {text}"),
+    )  # fmt: skip
     best, rows = None, []
-    if resume.exists():
+    if ranks.first(resume.exists):
         best, rows = _resume(resume, key, net, optimizer)
         progress.say(f"{name}: resuming after epoch {rows[-1]['epoch']} of {stage.epochs}")
     elif fallback is not None:
-        best, rows = _fallback(net, fallback(), data, stage, seed, chip, name, progress)
+        best, rows = _fallback(net, fallback(), data, stage, seed, chip, name, progress, ranks)
     done = rows[-1]["epoch"] if rows else 0
     per_epoch = len(images) // stage.batch_size
     if per_epoch == 0:
@@ -97,12 +108,15 @@ def train(
             advance(images, text + last)
 
         for epoch in range(done, stage.epochs):
-            lr = optimizer.param_groups[0]["lr"] = learning_rate(stage, epoch)
-            optimizer.param_groups[0]["weight_decay"] = weight_decay(stage, epoch)
+            lr = learning_rate(stage, epoch)
+            set_rate(optimizer, lr, weight_decay(stage, epoch))
             loss = _one_epoch(
-                net, images, data, stage, optimizer, name, epoch, epochs_before + epoch, seed, chip, augmentation, tell
-            )
-            accuracy, validation_loss = _validate(net, data, stage, seed, chip)
+                net, images, data, stage, step, name, epoch, epochs_before + epoch, seed, chip, augmentation, tell,
+                ranks,
+            )  # fmt: skip
+            trim()
+            accuracy, validation_loss = _validate(net, data, stage, seed, chip, ranks)
+            trim()
             before = [r for r in rows if r["eligible"]]
             eligible = _is_eligible(stage, epoch)
             is_best = eligible and (
@@ -116,7 +130,8 @@ def train(
                 f"{name}: epoch {epoch + 1}/{stage.epochs}  lr {lr:g}  loss {loss:.4f}  "
                 f"validation {100 * accuracy:.2f} %{'  best' if is_best else ''}"
             )
-            _save(resume, key, net, optimizer, best or {}, rows)
+            if ranks.is_first:
+                _save(resume, key, net, optimizer, best or {}, rows)
     if _prunes(stage):
         load(net, best)
         fix_masks(net)
@@ -132,13 +147,6 @@ def weight_decay(stage: Train, epoch: int) -> float:
     [0.0001, 0.0]
     """
     return stage.weight_decay if epoch < stage.decay_until * stage.epochs - 1e-9 else 0.0
-
-
-def _optimizer(parameters: dict[str, nn.Parameter], stage: Train) -> torch.optim.Optimizer:
-    if stage.optimizer == "adam":
-        betas = (stage.betas[0], stage.betas[1])
-        return torch.optim.Adam(parameters.values(), stage.lr, betas, weight_decay=stage.weight_decay)
-    return torch.optim.SGD(parameters.values(), stage.lr, stage.momentum, weight_decay=stage.weight_decay)
 
 
 def masks_fixed_from(stage: Recover) -> int:
@@ -164,18 +172,18 @@ def _row(name, epoch, lr, loss, validation_loss, accuracy, is_best, eligible) ->
     }  # fmt: skip
 
 
-def _fallback(net, state, data, stage, seed, chip, name, progress) -> tuple[dict, list[dict]]:
+def _fallback(net, state, data, stage, seed, chip, name, progress, ranks) -> tuple[dict, list[dict]]:
     """(state, its row of metrics): what is kept where no epoch is better."""
     own = {k: v.detach().clone() for k, v in net.state_dict().items()}
     load(net, state)
-    accuracy, loss = _validate(net, data, stage, seed, chip)
+    accuracy, loss = _validate(net, data, stage, seed, chip, ranks)
     load(net, own)
     progress.say(f"{name}: its parent  validation {100 * accuracy:.2f} %")
     return state, [_row(name, 0, 0.0, "", loss, accuracy, True, True)]
 
 
 def _one_epoch(
-    net, images, data, stage, optimizer, name, epoch, global_epoch, seed, chip, augmentation, advance
+    net, images, data, stage, learn, name, epoch, global_epoch, seed, chip, augmentation, advance, ranks
 ) -> float:
     net.train()
     device = images.labels_N.device
@@ -201,26 +209,20 @@ def _one_epoch(
         if stage.center:
             center_weights(net)
         x = normalize(augment(x_uint8, augmentation, picture), data.mean, data.std)
-        look = (step + 1) % look_every == 0
-        for loss in net.losses(x, y, coding):
-            if look:
-                _check(net, name, epoch, step + 1, float(loss.detach()), stage)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if stage.gradient != "straight-through":
-                rewrite_gradients(net, IMAGENET_SCALE if stage.gradient == "xnor-imagenet" else 1.0)
-            if prune:
-                penalized = [layer.weight for layer in hybrid_layers(net).values()][1:]
-                if penalized:
-                    group_lasso(penalized, group=prune.group, ratio=prune.ratio, lamda=prune.lamda).backward()
-            optimizer.step()
-        total += loss.detach()
         step += 1
-        if look:
-            advance(look_every * stage.batch_size, f"loss {float(loss.detach()):.3f}")
+        shown: list[float] = []
+
+        def look(loss: torch.Tensor, step=step, shown=shown) -> None:
+            shown.append(float(ranks.mean(loss)))
+            _check(net, name, epoch, step, shown[-1], stage)
+
+        total += learn(x, y, coding, prune, look if step % look_every == 0 else None)
+        if shown:
+            advance(look_every * stage.batch_size, f"loss {shown[-1]:.3f}")
     if stage.center:  # so are the weights that are judged and kept
         center_weights(net)
-    mean = float(total) / step
+    ranks.average_statistics(net)
+    mean = float(ranks.mean(total)) / step
     _check(net, name, epoch, step, mean, stage)
     if prune:
         _refresh(net, prune)
@@ -231,18 +233,20 @@ def _refresh(net: nn.Module, prune: Prune) -> None:
     refresh_masks(net, prune.threshold, by=prune.by, group=prune.group, first=prune.first)
 
 
-def _validate(net, data: ImageData, stage: Train, seed: int, chip: int) -> tuple[float, float]:
+def _validate(net, data: ImageData, stage: Train, seed: int, chip: int, ranks: Ranks) -> tuple[float, float]:
     """Mean validation accuracy and loss over the stage's validation chips (the same chips after every epoch).
 
-    Where the stage keeps a chip, that chip is meant, with as many spike codings.
+    Where the stage keeps a chip, that chip is meant, with as many spike codings. Every rank measures some of them.
     """
     device = next(net.parameters()).device
     results = []
-    for number in range(stage.validation_chips):
+    for number in ranks.share(range(stage.validation_chips)):
         purpose = ("validation", number) if stage.redraw == "batch" else (chip,)
         draw(net, generator(seed, "chips", *purpose))
         coding = generator(seed, "batches", "validation", number, device=device)
-        results.append(measure(net, data.validation, data, coding, batch_size=2 * stage.batch_size))
+        tested = measure(net, data.validation, data, coding, batch_size=2 * stage.batch_size)
+        results.append((number, tested))
+    results = [tested for _, tested in sorted(ranks.gather(results))]
     n = len(results)
     return math.fsum(r.accuracy for r in results) / n, math.fsum(r.loss for r in results) / n
 
@@ -286,6 +290,7 @@ def _resume(path: Path, key: str, net: nn.Module, optimizer) -> tuple[dict, list
     device = next(net.parameters()).device
     for where, value in part("optimizer.").items():
         what, _, name = where.partition(".")
-        # Adam counts its steps on the CPU.
-        optimizer.state[net.get_parameter(name)][what] = value if what == "step" else value.to(device)
+        # Adam counts its steps on the CPU, unless one kernel does all of it.
+        stays = what == "step" and not optimizer.defaults["fused"]
+        optimizer.state[net.get_parameter(name)][what] = value if stays else value.to(device)
     return {k: v.to(device) for k, v in part("best.").items()} or None, about["rows"]
