@@ -7,6 +7,9 @@ minus what the imports took. All get the same weights, images and spikes; weight
 
 `--what inference` measures a pass in evaluation mode instead of a training step, `--what chips` the evaluation of a
 network of the recipe vat (`CHIPS` chips of 1-bit RRAM, digits), against as many evaluations by the folded plain path.
+`--what digits` is the training step of that network.
+
+`--binary` gives all of them the same clean 1-bit weights in that pass: ours lie in a store and are read in every pass.
 
 `--peers` adds the same network in snnTorch and SpikingJelly where they are installed (`bench_peers.py`).
 
@@ -23,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,18 +34,19 @@ from torch import nn
 
 from hwsim.bench_hybrid import HYBRID_WAYS, on_device
 from hwsim.bench_peers import PEERS, installed, peer
+from hwsim.bench_ways import CHIP_WAYS, DIGITS, WAYS, Way
 from hwsim.config import ConfigError, nearest
-from hwsim.device.store import draw
+from hwsim.device.store import Rram, draw, place
 from hwsim.network import lif
 from hwsim.network.layer import BNTT
-from hwsim.network.stepwise import StepwiseVgg
+from hwsim.network.matrix_ir import PAIRS
 from hwsim.network.vgg_bntt import PLANS, VggBntt, build
 from hwsim.recipe.manifest import commit, versions
 from hwsim.report.table import aligned, csv_bytes
 
-WAYS = ("loop", "folded", "fused")
-"""loop: time outside, layers inside. folded: layer by layer in plain torch. fused: with the backend of `lif.choose`."""
-WHAT = {"step": "training_step", "inference": "inference_pass", "chips": "chips_pass"}
+WHAT = {
+    "step": "training_step", "inference": "inference_pass", "digits": "training_step", "chips": "chips_pass",
+}  # fmt: skip
 """What is measured → the function of this file that makes it."""
 CHIPS = 25
 ALLOCATORS = ("default", "huge")
@@ -55,23 +60,28 @@ HYBRID_COLUMNS = tuple(c.replace("speedup", "time_ratio") for c in COLUMNS)
 
 def _runner(how: str, model: VggBntt) -> Callable:
     """What runs an encoded input in one of the ways."""
-    if how in PEERS:
-        return peer(how, model)
-    return StepwiseVgg(model) if how == "loop" else model.run
+    return peer(how, model) if how in PEERS else WAYS.get(how, Way()).run(model)
 
 
-def _given(net: str, width: float, size: int, steps: int, batch: int) -> tuple[VggBntt, torch.Tensor, torch.Generator]:
+def _given(
+    how: str, *, net: str, width: float, size: int, steps: int, batch: int, channels: int = 3, binary: bool = False
+) -> tuple[VggBntt, torch.Tensor, torch.Generator]:
     """The same network, images and generator of spikes for every way."""
     generator = torch.Generator().manual_seed(0)
-    model = build(net, width=width, channels=3, size=(size, size), classes=10, steps=steps, generator=generator)
-    return model, torch.randn(batch, 3, size, size, generator=generator), generator
+    shape = {"width": width, "channels": channels, "size": (size, size), "classes": 10, "steps": steps}
+    model = build(net, **shape, **WAYS.get(how, Way()).build, generator=generator)
+    if binary:
+        for layer in place(model, {"*": Rram(bits=1)}):
+            weight = model.get_submodule(layer).weight
+            weight.data = model.get_submodule(layer).store.held(weight.detach())
+    return model, torch.randn(batch, channels, size, size, generator=generator), generator
 
 
 def _timed(how: str, work: Callable[[], float]) -> Callable[[], tuple[float, float]]:
     """A function that does the work in one of the ways and returns its seconds and result."""
 
     def once() -> tuple[float, float]:
-        lif.forced = "reference" if how == "folded" else "auto"
+        lif.forced = WAYS.get(how, Way()).backend
         try:
             start = time.perf_counter()
             result = work()
@@ -84,7 +94,7 @@ def _timed(how: str, work: Callable[[], float]) -> Callable[[], tuple[float, flo
 
 def training_step(how: str, **settings) -> Callable[[], tuple[float, float]]:
     """A function that does one training step in one of the `WAYS` or `HYBRID_WAYS` and returns its seconds and loss."""
-    model, x, generator = _given(**settings)
+    model, x, generator = _given(how, **settings)
     y = torch.randint(10, (len(x),), generator=generator)
     if how in HYBRID_WAYS:
         on_device(model, how)
@@ -106,7 +116,7 @@ def training_step(how: str, **settings) -> Callable[[], tuple[float, float]]:
 
 def inference_pass(how: str, **settings) -> Callable[[], tuple[float, float]]:
     """A function that runs a batch in evaluation mode in one of the `WAYS` and returns its seconds and a mean logit."""
-    model, x, generator = _given(**settings)
+    model, x, generator = _given(how, **settings)
     for norm in model.modules():
         if isinstance(norm, BNTT):
             norm.momentum = 1.0
@@ -133,7 +143,7 @@ def inference_pass(how: str, **settings) -> Callable[[], tuple[float, float]]:
 def chips_pass(how: str, *, chips: int = CHIPS, **_) -> Callable[[], tuple[float, float]]:
     """A function that tests the network of the recipe vat on chips; returns its seconds and mean accuracy.
 
-    how: folded or fused. The network has its first weights: what it answers costs as much as what a trained one does.
+    how: one of `CHIP_WAYS`. The network has its first weights: its answers cost as much as a trained one's.
     """
     from hwsim.data.image import load_images
     from hwsim.recipe import network
@@ -145,7 +155,7 @@ def chips_pass(how: str, *, chips: int = CHIPS, **_) -> Callable[[], tuple[float
     data = load_images(recipe.data.name)
     net = network.fresh(recipe, data, torch.device("cpu"))
     network.place_stores(net, recipe, network.store(recipe, 1.0))
-    stage = Evaluate(of=["vat"], chips=chips)
+    stage = Evaluate(of=["vat"], chips=chips, spikes="shared" if how == "shared" else "per-chip")
 
     def once() -> float:
         rows = list(over_chips(lambda chip: [net], range(chips), data, stage, 0, lambda images: None))
@@ -154,11 +164,11 @@ def chips_pass(how: str, *, chips: int = CHIPS, **_) -> Callable[[], tuple[float
     return _timed(how, once)
 
 
-def _in_process(call: str, allocator: str) -> dict[str, list[float]] | float:
-    """What a function of this file prints as JSON in a fresh process with the given allocator."""
-    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1" if allocator == "huge" else "0"}
-    command = [sys.executable, "-c", f"from hwsim import bench; bench.{call}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+def _in_process(call: str, allocator: str, module: str = "bench", **environment: str) -> Any:
+    """What a function of a module of this package prints as JSON in a fresh process with the given allocator."""
+    chosen = {"THP_MEM_ALLOC_ENABLE": "1" if allocator == "huge" else "0", **environment}
+    command = [sys.executable, "-c", f"from hwsim import {module}; {module}.{call}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **chosen})
     return json.loads(done.stdout)
 
 
@@ -204,10 +214,18 @@ def bench(
     """
     if hybrid and what != "step":
         raise ConfigError([f"--hybrid: measures a training step; leave --what {what} out"])
+    if settings.get("binary") and what != "inference":
+        raise ConfigError([f"--binary: measures a pass in evaluation mode; add --what inference, not {what}"])
     if settings["net"] not in PLANS:
         raise ConfigError([f"--net: there is no network '{settings['net']}'{nearest(settings['net'], PLANS)}"])
     ways, columns = (HYBRID_WAYS, HYBRID_COLUMNS) if hybrid else (WAYS, COLUMNS)
-    ways = ways[1:] if what == "chips" else ways
+    ways = CHIP_WAYS if what == "chips" else tuple(ways)
+    if what == "inference" or not PAIRS:  # there bf16 is float32, or cannot be
+        ways = tuple(way for way in ways if way != "bf16")
+    if what == "inference":
+        ways = tuple(way for way in ways if way != "recomputed")
+    if what in ("chips", "digits"):
+        settings |= DIGITS
     if peers:
         if hybrid or what == "chips":
             raise ConfigError(["--peers: they have neither hybrid layers nor chips; leave it out"])
@@ -237,6 +255,8 @@ def bench(
         "steps": settings["steps"], "batch": settings["batch"], "threads": THREADS, "samples": samples,
         "torch": versions()["torch"], "commit": commit() or "",
     }  # fmt: skip
+    if settings.get("binary"):
+        common["weight_bits"], columns = 1, (*columns, "weight_bits")
     rows = [
         {
             "variant": how,
@@ -260,5 +280,6 @@ def bench(
     if what == "chips":
         return f"{CHIPS} chips of the network of vat, {THREADS} threads\n{aligned(rows, shown)}"
     of = f"{settings['net']} x{settings['width']:g}, {settings['size']} px, T = {settings['steps']}"
-    title = "one training step" if what == "step" else "one pass in evaluation mode"
+    title = "one pass in evaluation mode" if what == "inference" else "one training step"
+    title += " with 1-bit weights" if settings.get("binary") else ""
     return f"{title} of {of}, batch {settings['batch']}, {THREADS} threads\n{aligned(rows, shown)}"

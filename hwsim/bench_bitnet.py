@@ -1,23 +1,20 @@
 """`hwsim bench --bitnet`: what a training step of BITnet needs, by surrogate and memory, against plain autograd.
 
 The yardstick is `bitnet_stepwise`, time outside and one autograd graph, at `YARDSTICK` steps: more steps are to fit
-into what it needs for these. A process for each variant: after a tiny training step, its seconds and its peak resident
-size minus that of before. There glibc returns freed blocks at once, so that the peak is what is held at one time and
-not what malloc keeps for later. gradient_error: largest difference to plain autograd of as many steps on the first two
-images, over all parameters, relative to the largest number of each gradient.
+into what it needs for these. A process for each variant and allocator: after a tiny training step, its seconds and its
+peak resident size minus that of before. There glibc returns freed blocks at once, so that the peak is what is held at
+one time and not what malloc keeps for later. gradient_error: largest difference to plain autograd of as many steps on
+the first two images, over all parameters, relative to the largest number of each gradient.
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hwsim.bench import THREADS, _resident_mb
+from hwsim.bench import ALLOCATORS, THREADS, _in_process, _resident_mb
 from hwsim.config import ConfigError, nearest
 from hwsim.network.bitnet import PLANS, Bitnet, build
 from hwsim.network.bitnet_stepwise import stepwise_counts
@@ -32,7 +29,7 @@ WAYS = (("S2", "two-pass"), ("S1", "bits"), ("S3", "bits"), ("S1", "segments"), 
 """(surrogate, memory) that are measured at T steps."""
 DEFAULTS = {"net": "bitnet6", "width": 0.125, "size": 32, "steps": 200, "batch": 32}
 COLUMNS = (
-    "surrogate", "memory", "steps", "segment_steps", "seconds", "peak_mb_above_imports", "memory_ratio",
+    "surrogate", "memory", "allocator", "steps", "segment_steps", "seconds", "peak_mb_above_imports", "memory_ratio",
     "gradient_error", "net", "width", "size_px", "batch", "threads", "torch", "commit",
 )  # fmt: skip
 
@@ -82,11 +79,8 @@ def _print_error(surrogate: str, memory: str, steps: int, settings: dict) -> Non
     print(json.dumps(max(errors)))
 
 
-def _in_process(call: str) -> Any:
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "THP_MEM_ALLOC_ENABLE": "0"}
-    command = [sys.executable, "-c", f"from hwsim import bench_bitnet; bench_bitnet.{call}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout)
+def _measured(call: str, allocator: str = ALLOCATORS[0]) -> Any:
+    return _in_process(call, allocator, "bench_bitnet", MALLOC_MMAP_THRESHOLD_="65536")
 
 
 def bench(*, csv_file: Path | None, **given: Any) -> str:
@@ -105,18 +99,20 @@ def bench(*, csv_file: Path | None, **given: Any) -> str:
     rows = []
     for surrogate, memory, steps in variants(longest):
         of = f"{surrogate!r}, {memory!r}, {steps}, {settings!r}"
-        seconds, peak = _in_process(f"_print_step({of})")
-        rows.append({
-            "surrogate": surrogate, "memory": memory, "steps": steps,
-            "segment_steps": network(surrogate, memory, steps, **settings).segment, "seconds": seconds,
-            "peak_mb_above_imports": peak, "memory_ratio": peak / rows[0]["peak_mb_above_imports"] if rows else 1.0,
-            "gradient_error": 0.0 if memory == AUTOGRAD else _in_process(f"_print_error({of})"),
-            "net": settings["net"], "width": settings["width"], "size_px": settings["size"],
-            "batch": settings["batch"], "threads": THREADS, "torch": versions()["torch"], "commit": commit() or "",
-        })  # fmt: skip
+        error = 0.0 if memory == AUTOGRAD else _measured(f"_print_error({of})")
+        for allocator in ALLOCATORS:
+            seconds, peak = _measured(f"_print_step({of})", allocator)
+            rows.append({
+                "surrogate": surrogate, "memory": memory, "allocator": allocator, "steps": steps,
+                "segment_steps": network(surrogate, memory, steps, **settings).segment, "seconds": seconds,
+                "peak_mb_above_imports": peak, "memory_ratio": peak / rows[0]["peak_mb_above_imports"] if rows else 1.0,
+                "gradient_error": error, "net": settings["net"], "width": settings["width"],
+                "size_px": settings["size"], "batch": settings["batch"], "threads": THREADS,
+                "torch": versions()["torch"], "commit": commit() or "",
+            })  # fmt: skip
     if csv_file is not None:
         from hwsim.recipe.checkpoint import write_whole
 
         write_whole(csv_file, csv_bytes(rows, COLUMNS))
     what = f"{settings['net']} x{settings['width']:g}, {settings['size']} px, batch {settings['batch']}"
-    return f"one training step of {what}, {THREADS} threads\n{aligned(rows, COLUMNS[:8])}"
+    return f"one training step of {what}, {THREADS} threads\n{aligned(rows, COLUMNS[:9])}"

@@ -14,6 +14,7 @@ from hwsim.device.store import draw
 from hwsim.network.vgg_bntt import build
 
 TINY = {"net": "vgg5", "width": 0.05, "size": 8, "steps": 2, "batch": 2}
+EXACT = [how for how, way in bench.WAYS.items() if "precision" not in way.build]
 
 
 @pytest.mark.parametrize("how", [*bench.WAYS, *bench.HYBRID_WAYS])
@@ -25,7 +26,7 @@ def test_a_step_runs_and_leaves_the_choice_of_backend_alone(how):
     assert lif.forced == "auto"
 
 
-@pytest.mark.parametrize("how", bench.WAYS)
+@pytest.mark.parametrize("how", EXACT)
 def test_a_pass_in_evaluation_mode_gives_the_same_logits_in_every_way(how):
     from hwsim.network import lif
 
@@ -34,9 +35,40 @@ def test_a_pass_in_evaluation_mode_gives_the_same_logits_in_every_way(how):
     assert seconds > 0 and logit == pytest.approx(wanted, rel=1e-4) and lif.forced == "auto"
 
 
+def test_binary_weights_are_the_same_two_numbers_for_every_way():
+    settings = {**TINY, "width": 0.2, "steps": 3, "binary": True}
+    nets = [bench._given(how, **settings)[0] for how in ("loop", "fused")]
+    for name in ("conv1.weight", "conv3.weight", "fc1.weight"):
+        one, other = (net.get_parameter(name) for net in nets)
+        assert torch.equal(one, other) and one.abs().unique().numel() == 1 and one.unique().numel() == 2
+    logits = [bench.inference_pass(how, **settings)()[1] for how in ("loop", "folded", "fused")]
+    assert logits[1:] == pytest.approx([logits[0]] * 2, rel=1e-4)
+    assert logits[0] != pytest.approx(bench.inference_pass("loop", **{**settings, "binary": False})()[1], rel=1e-2)
+
+
+def test_binary_weights_are_measured_in_evaluation_mode_only():
+    with pytest.raises(ConfigError, match="--binary: measures a pass in evaluation mode; add --what inference, not"):
+        bench.bench(csv_file=None, samples=1, binary=True, **TINY)
+
+
 def test_chips_are_evaluated_alike_in_both_ways():
-    (_, plain), (_, fast) = (bench.chips_pass(how, chips=2)() for how in ("folded", "fused"))
+    (_, plain), (_, fast), (_, shared) = (bench.chips_pass(how, chips=2)() for how in bench.CHIP_WAYS)
     assert fast == pytest.approx(plain, abs=0.02)
+    assert shared == pytest.approx(plain, abs=0.1)  # on other spikes
+
+
+def test_digits_are_the_network_of_vat():
+    from hwsim.data.image import load_images
+    from hwsim.recipe.resolve import Request, resolve
+
+    recipe = resolve(Request("vat", {})).recipe
+    channels, size, _ = load_images(recipe.data.name).shape_CHW
+    assert {
+        "net": recipe.net.name, "width": recipe.net.width, "size": size, "steps": recipe.net.steps,
+        "batch": recipe.stages["vat"].batch_size, "channels": channels,
+    } == bench.DIGITS  # fmt: skip
+    loop, fused = (bench.training_step(how, **bench.DIGITS)()[1] for how in ("loop", "fused"))
+    assert fused == pytest.approx(loop, rel=1e-3)
 
 
 @pytest.mark.parametrize("how", PEERS)
@@ -68,7 +100,7 @@ def losses(how: str, steps: int) -> list[float]:
 
 
 def test_every_way_without_cells_takes_the_same_steps():
-    loop, *others = (losses(how, 3) for how in bench.WAYS)
+    loop, *others = (losses(how, 3) for how in EXACT)
     for other in others:
         assert other == pytest.approx(loop, rel=1e-4)
 
@@ -165,14 +197,31 @@ def test_the_hybrid_table_has_times_relative_to_rram(tmp_path):
 # ---------------------------------------------------------------------------------------------------- integer networks
 
 
-def test_ratios_of_integer_networks_leave_the_warm_up_out(monkeypatch):
-    seconds = {"published": iter([99.0, 4.0, 6.0, 8.0]), "kernels": iter([50.0, 1.0, 2.0, 4.0])}
-    timed = {v: (lambda s=s: next(s)) for v, s in seconds.items()}
-    rows = bench_integer._rows("pattern", "epoch", timed, {"published": "float", "kernels": "integer"}, 3)
-    assert [(r["variant"], r["backend"], r["min_s"], r["median_s"]) for r in rows] == [
-        ("published", "float", 4.0, 6.0), ("kernels", "integer", 1.0, 2.0),
-    ]  # fmt: skip
-    assert [(r["speedup_min"], r["speedup_median"]) for r in rows] == [(1.0, 1.0), (4.0, 3.0)]
+def test_ratios_of_integer_networks_leave_the_warm_up_out():
+    given = {"published": iter([99.0, 4.0, 6.0, 8.0]), "kernels": iter([50.0, 1.0, 2.0, 4.0])}
+    seconds = bench_integer.timed({v: (lambda s=s: next(s)) for v, s in given.items()}, 3)
+    assert seconds == {"published": [4.0, 6.0, 8.0], "kernels": [1.0, 2.0, 4.0]}
+
+
+def test_integer_networks_have_ratios_to_the_published_way_with_the_default_allocator():
+    of = {(v, a): i for i, (v, a) in enumerate((v, a) for v in bench_integer.DECOLLE for a in bench.ALLOCATORS)}
+    rows = bench_integer._rows(
+        "decolle", {v: [12.0 / (i + 1), 24.0] for v, i in of.items()}, {v: 10 + i for v, i in of.items()}
+    )
+    assert [(r["variant"], r["allocator"]) for r in rows] == list(of)
+    assert [r["speedup_min"] for r in rows] == pytest.approx([1, 2, 3, 4, 5, 6])
+    assert [r["speedup_median"] for r in rows] == pytest.approx(
+        [(6 + 12) / ((12 / (i + 1) + 24) / 2) for i in range(6)]
+    )
+    assert [r["memory_ratio"] for r in rows] == pytest.approx([1 + i / 10 for i in range(6)])
+    assert [r["backend"] for r in rows[::2]] == ["published", "float", "fused"]
+
+
+@pytest.mark.parametrize("network", bench_integer.NETWORKS)
+def test_every_variant_of_an_integer_network_runs(network):
+    _, make, backends, small = bench_integer.NETWORKS[network]
+    for backend in backends.values():
+        assert make(backend, small)() > 0
 
 
 @pytest.mark.slow
@@ -181,7 +230,7 @@ def test_integer_networks_are_measured_and_written(tmp_path):
     assert done.code == 0, done.err
     with (tmp_path / "b.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))
-    assert [(r["network"], r["variant"]) for r in rows] == [
-        (n, v) for n in ("pattern", "decolle") for v in ("published", "torch", "kernels")
+    assert [(r["network"], r["variant"], r["allocator"]) for r in rows] == [
+        (n, v, a) for n in ("pattern", "decolle") for v in ("published", "torch", "kernels") for a in bench.ALLOCATORS
     ]
-    assert all(float(r["min_s"]) > 0 for r in rows)
+    assert all(float(r["min_s"]) > 0 and float(r["peak_mb_above_imports"]) >= 0 for r in rows)
