@@ -13,6 +13,8 @@ from hwsim.network.workspace import LITTLE, SMALLEST
 IDLE = "buffers that wait"
 HEAP = 2**25
 """Bytes up to which the C library keeps freed memory for itself; larger tensors go back to the system at once."""
+TOP = 3 * HEAP
+"""Bytes that it keeps at the most: glibc twice that size at its end, and by measurement half as much within."""
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Ledger:
             self._live[block.what] -= block.size
             if block.buffer:
                 bisect.insort(block.pool, block.buffer)
+                while block.pool is self._heap and sum(self._heap) > TOP:
+                    self._total -= self._heap.pop()
             else:
                 self._total -= block.size
 

@@ -155,7 +155,7 @@ class Passes:
                 self._arrived(layer, N)
             y = L.take(CURRENTS, self.size * N * layer.neurons, of_kernels=layer.kernel != "torch")
             self._scratch(layer, N)
-            if way == "train" and not (layer.is_linear and not self.on_cuda):
+            if way == "train" and not (layer.is_linear and self.is_reference):
                 mine.append(self._kept(layer, N))
             if once and not self.is_reference:
                 L.touch(CURRENTS, self.size * in_time * layer.neurons)
@@ -179,7 +179,7 @@ class Passes:
             if way != "train":
                 L.drop(*extra, *([y] if y is not None else []))
             if x is not None:
-                if way == "train" and layer.is_linear and not self.on_cuda:
+                if way == "train" and layer.is_linear and self.is_reference:
                     mine.append(x)
                 else:
                     L.drop(x)
